@@ -1,0 +1,49 @@
+# Each target works from a bare clone with only python3 (3.11 or newer) and make.
+#
+#   make setup      .venv with the tested versions of everything
+#   make demo       the whole recipe on procedural rooms, into DEMO_DIR
+#   make test       every test
+#   make quality    lint and formatting, checked
+#   make style      lint and formatting, fixed
+#
+# torch comes first and alone, from the index pip is configured with; with plain PyPI on Linux that is the CUDA build.
+# TORCH_INDEX_URL takes it from another index, for example the CPU build:
+#   make setup TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX_URL ?=
+DEMO_DIR ?= demo
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+SOURCES := $(wildcard modeling_vggt_qwen3 data_scripts recipes tests push_to_hub.py setup.py)
+
+.PHONY: setup demo test quality style
+
+setup: $(INSTALLED)
+
+$(INSTALLED): setup.py constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed; name one with: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments: its venv or ensurepip module is missing." \
+			"On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV_PYTHON) -m pip install -c constraints.txt torch $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
+	$(VENV_PYTHON) -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(VENV_PYTHON) -m recipes.demo --output $(DEMO_DIR)
+
+test: $(INSTALLED)
+	$(VENV_PYTHON) -m pytest tests
+
+quality: $(INSTALLED)
+	$(VENV_PYTHON) -m ruff check $(SOURCES)
+	$(VENV_PYTHON) -m ruff format --check $(SOURCES)
+
+style: $(INSTALLED)
+	$(VENV_PYTHON) -m ruff check --fix $(SOURCES)
+	$(VENV_PYTHON) -m ruff format $(SOURCES)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ScanQA v1.0 (Azuma et al., CVPR 2022; https://github.com/ATR-DBI/ScanQA) over ScanNet frame dumps."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from .base import (
+    Annotations,
+    InputError,
+    ScanNetBuilder,
+    check_items,
+    check_rows,
+    load_json,
+    one_file_per_split,
+    qa_row,
+)
+
+
+FILE_NAME = re.compile(r"ScanQA_v1\.0_(train|val|test_w_obj|test_wo_obj)\.json")
+QUESTION_KEYS = {"scene_id": str, "question_id": str, "question": str}
+ANSWER_KEYS = {"answers": list, "object_ids": list, "object_names": list}
+
+
+class ScanQA(ScanNetBuilder):
+    """Questions about a scan; `answers` are the annotators' (several of equal standing), `object_ids` the ScanNet
+    instances asked about. The official test files come without answers: theirs are empty."""
+
+    TITLE = "ScanQA"
+    SOURCE = (
+        "Questions: ScanQA v1.0 (Azuma et al., CVPR 2022, https://github.com/ATR-DBI/ScanQA). "
+        "Views: ScanNet (Dai et al., CVPR 2017, http://www.scan-net.org)."
+    )
+    LICENCE = (
+        "Questions and answers of ScanQA: CC BY-NC-SA 3.0. Pictures, poses and depth of ScanNet: the ScanNet terms of "
+        "use, which do not allow passing them on: keep a repo made from ScanNet private."
+    )
+    ABOUT = "`object_ids` are ScanNet instance ids. Splits whose official file has no answers have empty `answers`."
+
+    @classmethod
+    def read_annotations(cls, files: Iterable[Path]) -> Annotations:
+        """Reads `ScanQA_v1.0_{train,val,test_w_obj,test_wo_obj}.json`.
+
+        Raises:
+            InputError: a file has another name or content, or two are for the same split.
+        """
+        paths = {}
+        for path in files:
+            name = FILE_NAME.fullmatch(path.name)
+            if name is None:
+                raise InputError(f"{path}: not named ScanQA_v1.0_{{train,val,test_w_obj,test_wo_obj}}.json")
+            one_file_per_split(name[1], path, paths)
+        return Annotations({split: _read_split(split, path) for split, path in paths.items()})
+
+
+def _read_split(split: str, path: Path) -> list[dict]:
+    answered = split in ("train", "val")
+    keys = QUESTION_KEYS | ANSWER_KEYS if answered else QUESTION_KEYS
+    rows = []
+    for index, row in enumerate(check_rows(path, load_json(path), "a list of questions", keys)):
+        answers = check_items(path, index, row, "answers", str)
+        if answered and not answers:
+            raise InputError(f"{path}: row {index}: 'answers' is empty")
+        rows.append(
+            qa_row(
+                scene_id=row["scene_id"],
+                question_id=row["question_id"],
+                question=row["question"],
+                answers=answers,
+                task="scanqa",
+                object_ids=check_items(path, index, row, "object_ids", int),
+                object_names=check_items(path, index, row, "object_names", str),
+            )
+        )
+    return rows
+
+
+__all__ = ["ScanQA"]

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dataset card of a prepared repo, a pure function of what was prepared."""
+
+from datasets import DatasetInfo
+from datasets.info import DatasetInfosDict
+from huggingface_hub import DatasetCardData
+
+
+GEOMETRY = """\
+`geometry` of a scene with V views, null where there is none:
+- `R` `[V, 3, 3]`, `t` `[V, 3]`: world-to-camera, metres; the camera has OpenCV axes (x right, y down, z forward), the
+  world is the scan's axis-aligned one, z up (for ScanNet: `axisAlignment` applied to the dumped camera-to-world pose,
+  then inverted);
+- `K` `[V, 3, 3]`: intrinsics in pixels of the stored image;
+- `depth_hist` `[V, 16]`: share of the valid depth pixels in each of 16 equal bins over 0-8 m, anything beyond in the
+  last; all zero if a view has no valid depth pixel."""
+
+TEMPLATE = """\
+---
+{metadata}
+---
+
+# {title}, prepared for VGGT-Qwen3
+
+Two configurations: `scenes` holds the views of each scene once, `qa` (the default) the questions, which name their
+scene by `scene_id`.
+
+```python
+from datasets import load_dataset
+
+questions = load_dataset("<this repo>")
+scenes = load_dataset("<this repo>", "scenes")
+```
+
+| split | scenes | views | questions |
+|---|---:|---:|---:|
+{counts}
+
+{left_out}
+
+## Source
+{source}
+
+Prepared with
+```bash
+{command}
+```
+
+## Licence
+{licence}
+
+## Fields
+`scenes`: `scene_id`, `images` (the views, encoded as in the source), `frame_ids` (their frame numbers), `geometry`.
+
+{geometry}
+
+`qa`: `scene_id`, `question_id`, `question`, `situation`, `answers`, `task`, `object_ids`, `object_names`, `position`,
+`rotation`, `action`; what a question does not have is null, or empty for the lists of answers and objects. {about}
+"""
+
+
+def dataset_card(
+    *,
+    title: str,
+    source: str,
+    licence: str,
+    about: str,
+    command: str,
+    counts: dict[str, dict[str, int]],
+    num_left_out: int,
+    data_files: dict[str, dict[str, str]],
+    infos: dict[str, DatasetInfo],
+) -> str:
+    """Writes the README.md of a prepared repo.
+
+    Args:
+        title, source, licence, about: what the builder says of its dataset.
+        command: the shell command that made the repo.
+        counts: split to the number of its `scenes`, `views` and `questions`.
+        num_left_out: how many scenes could not be used.
+        data_files: configuration to split to the path, or the glob, of its Parquet files in the repo.
+        infos: configuration to its features, splits and sizes.
+
+    Returns:
+        The card's text: YAML metadata from which `load_dataset` knows the configurations, then Markdown.
+    """
+    metadata = DatasetCardData(
+        license="other",
+        license_name="see-licence-section",
+        pretty_name=f"{title}, prepared for VGGT-Qwen3",
+        task_categories=["visual-question-answering"],
+        configs=[
+            {
+                "config_name": name,
+                "data_files": [{"split": split, "path": path} for split, path in files.items()],
+                **({"default": True} if name == "qa" else {}),
+            }
+            for name, files in data_files.items()
+        ],
+    )
+    DatasetInfosDict(infos).to_dataset_card_data(metadata)
+    left_out = f"{num_left_out} scenes and their questions were left out because a raw file could not be used."
+    return TEMPLATE.format(
+        metadata=metadata.to_yaml(),
+        title=title,
+        counts="\n".join(
+            f"| {split} | {number['scenes']} | {number['views']} | {number['questions']} |"
+            for split, number in counts.items()
+        ),
+        left_out=left_out if num_left_out else "No scene was left out.",
+        source=source,
+        command=command,
+        licence=licence,
+        geometry=GEOMETRY,
+        about=about,
+    )
+
+
+__all__ = ["dataset_card"]

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processor of VGGT-Qwen3: views, camera geometry and chat text become model inputs."""
+
+import numpy as np
+from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import get_image_size
+from transformers.processing_utils import ProcessorMixin
+
+# One vision block per conversation, before the text; the processor expands its placeholder to all views.
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.content is string %}
+        {{- message.content }}
+    {%- else %}
+        {%- if message.content | selectattr('type', 'equalto', 'image') | list %}
+            {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+        {%- endif %}
+        {%- for item in message.content if item.type == 'text' %}
+            {{- item.text }}
+        {%- endfor %}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+GEOMETRY_SHAPES = {"R": (3, 3), "t": (3,), "K": (3, 3)}
+
+
+class VggtQwen3Processor(ProcessorMixin):
+    r"""
+    Makes the inputs of [`VggtQwen3ForConditionalGeneration`].
+
+    Args:
+        image_processor ([`VggtQwen3ImageProcessorPil`]): Brings the views to the encoder's size.
+        tokenizer (`PreTrainedTokenizerBase`): A tokenizer with Qwen3's special tokens.
+        chat_template (`str`, *optional*): Jinja template; see `CHAT_TEMPLATE`.
+        projector_type (`"perceiver"` or `"mlp"`): The model's projector: it decides the number of image tokens.
+        projector_num_latents (`int`): Image tokens of a scene under `perceiver`.
+        num_depth_bins (`int`): Bins of the depth histograms.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        projector_type: str = "perceiver",
+        projector_num_latents: int = 128,
+        num_depth_bins: int = 16,
+        **kwargs,
+    ):
+        self.projector_type = projector_type
+        self.projector_num_latents = projector_num_latents
+        self.num_depth_bins = num_depth_bins
+        self.image_token = "<|image_pad|>"
+        self.geometry_token = "<|vision_pad|>"
+        for token in (self.image_token, self.geometry_token, "<|vision_start|>", "<|vision_end|>"):
+            if token not in tokenizer.get_vocab():
+                raise ValueError(f"The tokenizer does not know {token}; VGGT-Qwen3 needs Qwen3's special tokens.")
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.geometry_token_id = tokenizer.convert_tokens_to_ids(self.geometry_token)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def __call__(self, images=None, text=None, geometry=None, **kwargs) -> BatchFeature:
+        r"""
+        Args:
+            images: The views of one scene (a list of images), or of a batch (a list of lists; an empty list for a
+                text without images). View 0 is the reference frame.
+            text (`str` or `list[str]`): Prompts. One with images has one `<|vision_start|><|image_pad|><|vision_end|>`
+                (the chat template writes it); a prompt without any gets it in front.
+            geometry (`dict` or `list[dict | None]`, *optional*): Per scene `R [V, 3, 3]` and `t [V, 3]`
+                (world-to-camera, OpenCV axes, metres), `K [V, 3, 3]` (pixels of the image as given) and `depth_hist
+                [V, bins]`; None for a scene without.
+            kwargs: For the tokenizer and the image processor, such as `padding=True, return_tensors="pt"`.
+
+        Returns:
+            `BatchFeature`: `input_ids` and `attention_mask [B, L]`; with images `pixel_values [S, V, 3, H, W]`; where
+            scenes differ in their number of views `view_mask [S, V]`; with geometry `extrinsics [S, V, 3, 4]`,
+            `intrinsics [S, V, 3, 3]` (pixels of `pixel_values`), `depth_histogram [S, V, bins]` and `geometry_mask
+            [S, V]`.
+
+        Raises:
+            ValueError: if a scene has no views, the counts of texts, placeholders, scenes and geometries do not
+                match, or an array has the wrong shape.
+        """
+        if text is None:
+            raise ValueError("VggtQwen3Processor needs text.")
+        if images is None:
+            if geometry is not None:
+                raise ValueError("geometry describes images, but there are none.")
+            return super().__call__(text=text, **kwargs)
+        texts = [text] if isinstance(text, str) else list(text)
+        scenes = self._nest_images(images, len(texts))
+        geometries = [geometry] if isinstance(geometry, dict) else list(geometry or [None] * len(scenes))
+        if len(geometries) != len(scenes):
+            raise ValueError(f"Got {len(geometries)} geometries for {len(scenes)} scenes.")
+        block = f"<|vision_start|>{self.image_token}<|vision_end|>"
+        texts = [
+            block + prompt if views and self.image_token not in prompt else prompt
+            for prompt, views in zip(texts, scenes, strict=True)
+        ]
+        for row, (prompt, views) in enumerate(zip(texts, scenes, strict=True)):
+            if prompt.count(self.image_token) != bool(views):
+                raise ValueError(
+                    f"Text {row} has {prompt.count(self.image_token)} {self.image_token} placeholders and "
+                    f"{len(views)} views; a text with views needs exactly one, a text without none."
+                )
+        geometries = [item for item, views in zip(geometries, scenes, strict=True) if views]
+        scenes = [views for views in scenes if views]
+        if not scenes:
+            return super().__call__(text=texts, **kwargs)
+        inputs = super().__call__(images=scenes, text=texts, **kwargs)
+        if any(item is not None for item in geometries):
+            inputs.update(self._geometry_inputs(scenes, geometries, inputs["pixel_values"], **kwargs))
+            inputs.convert_to_tensors(kwargs.get("return_tensors"))
+        return inputs
+
+    def _nest_images(self, images, num_texts: int) -> list[list]:
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        if any(isinstance(item, (list, tuple)) for item in images):
+            scenes = [list(item) if isinstance(item, (list, tuple)) else [item] for item in images]
+        else:
+            scenes = [list(images)]
+            if not images:
+                raise ValueError("Got an empty list of views; pass images=None for a text without images.")
+        if len(scenes) != num_texts:
+            raise ValueError(
+                f"Got {len(scenes)} scenes for {num_texts} texts. Pass one list of views per text (a list of lists)."
+            )
+        return scenes
+
+    def prepare_inputs_layout(self, images=None, text=None, **kwargs):
+        # The views are already nested by scene; only paths and URLs are left to load.
+        _, text, videos, audio = super().prepare_inputs_layout(text=text, **kwargs)
+        if images is not None:
+            images = [self.image_processor.fetch_images(views) for views in images]
+        return images, text, videos, audio
+
+    def validate_inputs(self, images=None, text=None, **kwargs):
+        # Counts of placeholders and scenes are checked in __call__, by scene rather than by image.
+        if images is None:
+            super().validate_inputs(text=text, **kwargs)
+
+    def _process_images(self, images: list[list[Image.Image]], **kwargs) -> tuple[dict, list[str]]:
+        kwargs.pop("return_tensors", None)
+        flat = self.image_processor([view for views in images for view in views], **kwargs)["pixel_values"]
+        num_views = max(len(views) for views in images)
+        pixel_values = np.zeros((len(images), num_views, *np.shape(flat[0])), dtype=np.float32)
+        start = 0
+        for scene, views in zip(pixel_values, images, strict=True):
+            scene[: len(views)] = flat[start : start + len(views)]
+            start += len(views)
+        processed = {"pixel_values": pixel_values}
+        if any(len(views) != num_views for views in images):
+            processed["view_mask"] = np.array([[view < len(views) for view in range(num_views)] for views in images])
+        return processed, [self.replace_image_token(processed, scene) for scene in range(len(images))]
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """The geometry and image placeholders of scene `image_idx`."""
+        _, num_views, _, height, width = image_inputs["pixel_values"].shape
+        if "view_mask" in image_inputs:
+            num_views = int(image_inputs["view_mask"][image_idx].sum())
+        return self.expand_views(num_views, height, width)
+
+    def expand_views(self, num_views: int, height: int, width: int) -> str:
+        """Placeholders of a scene of `num_views` views of `height` × `width` pixels (after preprocessing)."""
+        num_image_tokens = self.projector_num_latents
+        if self.projector_type == "mlp":
+            patch_size = self.image_processor.patch_size
+            # Each 2×2 square of patches is one token; an odd last row or column counts as a whole one.
+            num_image_tokens = num_views * -(-height // patch_size // 2) * -(-width // patch_size // 2)
+        return self.geometry_token * num_views + self.image_token * num_image_tokens
+
+    def _geometry_inputs(self, scenes: list[list], geometries: list[dict | None], pixel_values, **kwargs) -> dict:
+        num_scenes, num_views = np.shape(pixel_values)[:2]
+        extrinsics = np.zeros((num_scenes, num_views, 3, 4), dtype=np.float32)
+        intrinsics = np.zeros((num_scenes, num_views, 3, 3), dtype=np.float32)
+        depth_histogram = np.zeros((num_scenes, num_views, self.num_depth_bins), dtype=np.float32)
+        geometry_mask = np.zeros((num_scenes, num_views), dtype=bool)
+        sizes = {key: kwargs[key] for key in ("image_size", "patch_size", "mode") if key in kwargs}
+        for row, (views, geometry) in enumerate(zip(scenes, geometries, strict=True)):
+            if geometry is None:
+                continue
+            arrays = {}
+            for key, shape in {**GEOMETRY_SHAPES, "depth_hist": (self.num_depth_bins,)}.items():
+                arrays[key] = np.asarray(geometry[key], dtype=np.float32)
+                if arrays[key].shape != (len(views), *shape):
+                    raise ValueError(
+                        f"geometry[{key!r}] of scene {row} must have shape {(len(views), *shape)} (one entry per view), "
+                        f"got {arrays[key].shape}."
+                    )
+            extrinsics[row, : len(views)] = np.concatenate([arrays["R"], arrays["t"][..., None]], axis=-1)
+            depth_histogram[row, : len(views)] = arrays["depth_hist"]
+            geometry_mask[row, : len(views)] = True
+            for view, image in enumerate(views):
+                height, width = image.size[::-1] if isinstance(image, Image.Image) else get_image_size(image)
+                new_height, new_width, top, left, _, _ = self.image_processor.get_resize(height, width, **sizes)
+                to_output = np.array([[new_width / width, 0, left], [0, new_height / height, top], [0, 0, 1]])
+                intrinsics[row, view] = to_output @ arrays["K"][view]
+        return {
+            "extrinsics": extrinsics,
+            "intrinsics": intrinsics,
+            "depth_histogram": depth_histogram,
+            "geometry_mask": geometry_mask,
+        }
+
+    @property
+    def model_input_names(self) -> list[str]:
+        geometry_inputs = ["view_mask", "extrinsics", "intrinsics", "depth_histogram", "geometry_mask"]
+        return super().model_input_names + geometry_inputs
+
+
+__all__ = ["CHAT_TEMPLATE", "VggtQwen3Processor"]

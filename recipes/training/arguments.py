@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of the recipes: a YAML file, overridden by the command line. A key that nothing reads is an error."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = field(metadata={"help": "Checkpoint to start from: a folder or a Hub repository."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager, flex_attention."})
+    freeze_vision: bool = field(default=True, metadata={"help": "Freeze the VGGT encoder."})
+    freeze_text: bool = field(default=False, metadata={"help": "Freeze the language model; LoRA still trains."})
+    freeze_text_layers: list[int] = field(
+        default_factory=list, metadata={"help": "Decoder layers to freeze; they get no LoRA either."}
+    )
+    lora_r: int = field(default=0, metadata={"help": "LoRA rank on the language model; 0 for none."})
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA scale times rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the LoRA matrices."})
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"],
+        metadata={"help": "Linear layers of the language model that get LoRA."},
+    )
+
+
+@dataclass
+class DataArguments:
+    dataset_paths: list[str] = field(metadata={"help": "Prepared repositories: folders or Hub repositories."})
+    dataset_weights: list[float] = field(
+        default_factory=list,
+        metadata={"help": "Share of each dataset among the packed sequences; by default by size."},
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="val", metadata={"help": "Split that picks the best checkpoint."})
+    eval_questions: int | None = field(
+        default=None, metadata={"help": "Questions per dataset to answer in an evaluation; by default all."}
+    )
+    num_views: int | None = field(
+        default=None, metadata={"help": "Views per scene, evenly spaced among the prepared ones; by default all."}
+    )
+    view_dropout: float = field(
+        default=0.0, metadata={"help": "Probability of leaving out each view but view 0, in training."}
+    )
+    questions_per_scene: int = field(
+        default=16, metadata={"help": "Questions of a scene that share its encoded views in one training sequence."}
+    )
+    geometry_source: Literal["dataset", "none"] = field(
+        default="dataset", metadata={"help": "Geometry tokens from the dataset's cameras, or the learned null token."}
+    )
+    blind: bool = field(default=False, metadata={"help": "Withhold the images: the baseline of a language prior."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Width of a view in pixels; by default the checkpoint's."}
+    )
+    image_mode: Literal["crop", "pad"] | None = field(
+        default=None, metadata={"help": "crop keeps the aspect ratio, pad makes squares; default the checkpoint's."}
+    )
+
+
+@dataclass
+class SftArguments(TrainingArguments):
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of projector and geometry encoder; default learning_rate."}
+    )
+    vision_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the encoder if it trains; default learning_rate."}
+    )
+    max_new_tokens: int = field(default=32, metadata={"help": "Longest answer generated in an evaluation."})
+    resume_from_checkpoint: str | None = field(
+        default="auto", metadata={"help": "auto (the last checkpoint in output_dir, if any), none, or a folder."}
+    )
+    # These are the mechanism's, not the user's: the collator makes the model's inputs, answers are generated.
+    remove_unused_columns: bool = field(default=False, init=False)
+    metric_for_best_model: str | None = field(default="eval_exact_match", init=False)
+    greater_is_better: bool | None = field(default=True, init=False)
+
+    def __post_init__(self):
+        # bf16 on a machine without an accelerator needs to be told that the CPU is meant.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+
+
+def yaml_to_argv(path: Path, parser: HfArgumentParser) -> list[str]:
+    """
+    The keys of a YAML file as command-line arguments, so that one parser checks the types of both.
+
+    Raises:
+        ValueError: naming the file and the key, if it is not a mapping, a key is unknown or a list is empty.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"Cannot read the configuration {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold `key: value` lines, got {type(values).__name__}.")
+    known = {action.dest for action in parser._actions}
+    argv = []
+    for key, value in values.items():
+        if key not in known:
+            close = get_close_matches(str(key), known, n=1)
+            raise ValueError(f"{path}: unknown key {key!r}." + (f" Did you mean {close[0]!r}?" if close else ""))
+        if value is None:
+            continue
+        if value == []:
+            raise ValueError(f"{path}: {key} is an empty list; leave the key out for its default.")
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        argv.append(f"--{key}")
+        argv.extend(str(item) for item in (value if isinstance(value, list) else [value]))
+    return argv
+
+
+def parse_arguments(
+    default_config: Path, argv: list[str] | None = None
+) -> tuple[ModelArguments, DataArguments, SftArguments]:
+    """
+    Reads `--config FILE` (or `default_config`), then the command line over it. Bad input exits with status 2 and
+    one line that names the file or the argument.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser((ModelArguments, DataArguments, SftArguments), allow_abbrev=False)
+    parser.add_argument("--config", type=Path, default=default_config, help="YAML file; other arguments override it.")
+    config = parser.get_default("config")
+    for position, argument in enumerate(argv):
+        if argument == "--config" and position + 1 < len(argv):
+            config = Path(argv[position + 1])
+        elif argument.startswith("--config="):
+            config = Path(argument.removeprefix("--config="))
+    try:
+        from_file = yaml_to_argv(config, parser)
+        model_arguments, data_arguments, training_arguments, rest = parser.parse_args_into_dataclasses(
+            from_file + argv, look_for_args_file=False
+        )
+        check_data_arguments(data_arguments)
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    return model_arguments, data_arguments, training_arguments
+
+
+def check_data_arguments(arguments: DataArguments):
+    """Raises ValueError for values that no run can have."""
+    if arguments.dataset_weights and len(arguments.dataset_weights) != len(arguments.dataset_paths):
+        raise ValueError(
+            f"dataset_weights has {len(arguments.dataset_weights)} entries for {len(arguments.dataset_paths)} "
+            "dataset_paths."
+        )
+    if any(weight < 0 for weight in arguments.dataset_weights) or sum(arguments.dataset_weights or [1]) <= 0:
+        raise ValueError(f"dataset_weights must not be negative, nor all zero: {arguments.dataset_weights}.")
+    if not 0 <= arguments.view_dropout < 1:
+        raise ValueError(f"view_dropout must be at least 0 and below 1, got {arguments.view_dropout}.")
+    for name in ("questions_per_scene", "num_views", "eval_questions"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
+__all__ = ["CONFIGS", "DataArguments", "ModelArguments", "SftArguments", "parse_arguments"]

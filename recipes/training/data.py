@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepared repositories as packed training examples: one scene's views and several of its questions."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What one training sequence holds. All randomness of the example is in `seed`: any process can make it."""
+
+    dataset: int
+    scene: int
+    questions: tuple[int, ...]
+    seed: int
+
+
+class SceneDataset:
+    """
+    One split of a prepared repository: scenes with their views, and questions grouped by scene.
+
+    Args:
+        path (`str`): Folder or Hub repository with the configs `scenes` and `qa`.
+        split (`str`): Split of both.
+        num_views (`int`, *optional*): Views to use of each scene, evenly spaced; view 0 is the first stored one.
+        use_geometry (`bool`): Give the cameras with the views.
+
+    Raises:
+        ValueError: if the repository or the split is not there, or a question names an unknown scene.
+    """
+
+    def __init__(self, path: str, split: str, num_views: int | None = None, use_geometry: bool = True):
+        self.path, self.split, self.num_views, self.use_geometry = path, split, num_views, use_geometry
+        try:
+            scenes = datasets.load_dataset(path, "scenes", split=split)
+            self.qa = datasets.load_dataset(path, "qa", split=split)
+        except (FileNotFoundError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+            raise ValueError(
+                f"{path} is not a prepared dataset with a split {split!r} (made by data_scripts.prepare): {error}"
+            ) from error
+        # Decoding is left to `views`, which needs to decode only the views that are used.
+        self.scenes = scenes.cast_column("images", datasets.List(datasets.Image(decode=False)))
+        self.scene_ids = list(scenes["scene_id"])
+        row_of_scene = {scene_id: row for row, scene_id in enumerate(self.scene_ids)}
+        self.questions_of_scene: dict[int, list[int]] = defaultdict(list)
+        for row, scene_id in enumerate(self.qa["scene_id"]):
+            if scene_id not in row_of_scene:
+                raise ValueError(f"{path}, qa, split {split}, row {row}: scene {scene_id!r} is not among the scenes.")
+            self.questions_of_scene[row_of_scene[scene_id]].append(row)
+
+    def views(self, scene: int, keep: list[int] | None = None) -> tuple[list[Image.Image], dict | None]:
+        """
+        The views of a scene and their geometry (None if it has none or it is not used).
+
+        Args:
+            scene (`int`): Row of the scene.
+            keep (`list[int]`, *optional*): Positions, among the views in use, of those to return.
+
+        Raises:
+            ValueError: if a view cannot be decoded, naming repository, scene and view.
+        """
+        row = self.scenes[scene]
+        views = self.views_in_use(len(row["images"]))
+        views = views if keep is None else [views[position] for position in keep]
+        images = []
+        for view in views:
+            try:
+                images.append(Image.open(BytesIO(row["images"][view]["bytes"])).convert("RGB"))
+            except (OSError, UnidentifiedImageError, TypeError) as error:
+                raise ValueError(f"{self.path}, scene {row['scene_id']}, view {view}: {error}") from error
+        geometry = None
+        if self.use_geometry and row["geometry"] is not None:
+            geometry = {
+                key: np.asarray([values[view] for view in views], dtype=np.float32)
+                for key, values in row["geometry"].items()
+            }
+        return images, geometry
+
+    def views_in_use(self, num_stored: int) -> list[int]:
+        """Which of `num_stored` views are used, in order."""
+        if self.num_views is None or self.num_views >= num_stored:
+            return list(range(num_stored))
+        return [position * num_stored // self.num_views for position in range(self.num_views)]
+
+
+def question_text(row: dict) -> str:
+    """What the user says after the vision block: the situation, if any, and the question."""
+    return f"{row['situation']} {row['question']}" if row["situation"] else row["question"]
+
+
+class PackDataset(torch.utils.data.Dataset):
+    """
+    Training examples, indexed by [`Pack`]: `images`, `geometry`, and a list of (question, answer) texts.
+
+    Args:
+        sources (`list[SceneDataset]`): The datasets to mix.
+        questions_per_scene (`int`): Most questions of a sequence.
+        view_dropout (`float`): Probability of leaving out each view but view 0.
+        blind (`bool`): Give no images at all.
+
+    Raises:
+        ValueError: if a question has no answer to train on, naming it.
+    """
+
+    def __init__(
+        self,
+        sources: list[SceneDataset],
+        questions_per_scene: int,
+        view_dropout: float = 0.0,
+        blind: bool = False,
+    ):
+        self.sources = sources
+        self.questions_per_scene = questions_per_scene
+        self.view_dropout = view_dropout
+        self.blind = blind
+        for source in sources:
+            for row, answers in enumerate(source.qa["answers"]):
+                if not answers:
+                    raise ValueError(
+                        f"{source.path}, qa, split {source.split}, row {row} "
+                        f"(question {source.qa[row]['question_id']}) has no answer to train on."
+                    )
+
+    def packs_of_source(self, source: int) -> int:
+        """Number of sequences that hold each question of `source` once."""
+        size = self.questions_per_scene
+        return sum(-(-len(questions) // size) for questions in self.sources[source].questions_of_scene.values())
+
+    def __len__(self) -> int:
+        return sum(self.packs_of_source(source) for source in range(len(self.sources)))
+
+    def __getitem__(self, pack: Pack) -> dict:
+        source = self.sources[pack.dataset]
+        rng = np.random.default_rng(pack.seed)
+        questions = []
+        for row in (source.qa[index] for index in pack.questions):
+            # Every reference is as good: which one is learned is drawn anew in every epoch.
+            questions.append((question_text(row), row["answers"][rng.integers(len(row["answers"]))]))
+        if self.blind:
+            return {"images": [], "geometry": None, "questions": questions}
+        num_views = len(source.views_in_use(len(source.scenes[pack.scene]["images"])))
+        keep = [view for view in range(num_views) if view == 0 or rng.random() >= self.view_dropout]
+        images, geometry = source.views(pack.scene, keep)
+        return {"images": images, "geometry": geometry, "questions": questions}
+
+
+class PackSampler(torch.utils.data.Sampler[Pack]):
+    """
+    The packs of an epoch, in an order that depends on nothing but seed and epoch: every process draws the same list.
+
+    Without weights an epoch holds every question exactly once. With weights it has as many packs, of which dataset i
+    has the share `weights[i]`; within a dataset no question comes again before all others have come.
+    """
+
+    def __init__(self, dataset: PackDataset, weights: list[float] | None = None, seed: int = 0):
+        self.dataset, self.seed, self.epoch = dataset, seed, 0
+        self.counts = [dataset.packs_of_source(source) for source in range(len(dataset.sources))]
+        if weights:
+            # Largest remainders, so that the counts add up to the epoch's length.
+            exact = np.asarray(weights) / sum(weights) * sum(self.counts)
+            counts = np.floor(exact).astype(int)
+            for source in np.argsort(counts - exact, kind="stable")[: sum(self.counts) - counts.sum()]:
+                counts[source] += 1
+            self.counts = counts.tolist()
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def __iter__(self) -> Iterator[Pack]:
+        packs = []
+        for source, count in enumerate(self.counts):
+            cycle, drawn = 0, []
+            while len(drawn) < count:
+                drawn.extend(self._shuffled_packs(source, cycle))
+                cycle += 1
+            packs.extend(drawn[:count])
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(packs))
+        return iter([packs[position] for position in order])
+
+    def _shuffled_packs(self, source: int, cycle: int) -> list[Pack]:
+        """Every question of `source` once, packed by scene, in random order."""
+        rng = np.random.default_rng([self.seed, self.epoch, source, cycle])
+        size, packs = self.dataset.questions_per_scene, []
+        for scene, questions in self.dataset.sources[source].questions_of_scene.items():
+            questions = rng.permutation(questions).tolist()
+            for start in range(0, len(questions), size):
+                packs.append(
+                    Pack(source, scene, tuple(questions[start : start + size]), int(rng.integers(2**63, dtype=np.int64)))
+                )
+        return [packs[position] for position in rng.permutation(len(packs))]
+
+
+def check_disjoint(train: SceneDataset, other: SceneDataset):
+    """Raises ValueError if two splits share a scene, naming it: an evaluation on seen scenes measures memory."""
+    shared = sorted(set(train.scene_ids) & set(other.scene_ids))
+    if shared:
+        raise ValueError(
+            f"{train.path} split {train.split} and {other.path} split {other.split} share {len(shared)} scenes, "
+            f"for example {shared[0]}."
+        )
+
+
+__all__ = ["Pack", "PackDataset", "PackSampler", "SceneDataset", "check_disjoint", "question_text"]

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small things that many tests need: a model of toy width, and prepared repositories of random views."""
+
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as PILImage
+
+from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
+from modeling_vggt_qwen3.convert_vggt_qwen3_to_hf import create_processor, create_tiny_config, create_tiny_tokenizer
+
+
+QUESTIONS = ["What color is the chair?", "Is there a lamp in the room?", "How many chairs are there?", "Where is it?"]
+ANSWERS = ["red", "yes", "two", "next to the bed"]
+
+
+def toy_config(projector_type: str = "mlp", **kwargs):
+    """A config of 32-wide modules on 28-pixel views."""
+    config = create_tiny_config(create_tiny_tokenizer(), image_size=28, projector_type=projector_type)
+    vision, text = config.vision_config, config.text_config
+    vision.hidden_size, vision.num_attention_heads = 32, 2
+    text.hidden_size, text.intermediate_size, text.head_dim, text.num_hidden_layers = 32, 64, 8, 2
+    text.layer_types = ["full_attention"] * 2
+    config.projector_hidden_size, config.projector_num_latents, config.geometry_hidden_size = 32, 6, 16
+    for key, value in kwargs.items():
+        setattr(config, key, value)
+    return config
+
+
+def toy_model(projector_type: str = "mlp", **kwargs) -> VggtQwen3ForConditionalGeneration:
+    """A random model of `toy_config` in eval mode."""
+    return VggtQwen3ForConditionalGeneration(toy_config(projector_type, **kwargs)).eval()
+
+
+def toy_processor(config):
+    return create_processor(config, create_tiny_tokenizer())
+
+
+def toy_views(num_views: int, seed: int = 0, side: int = 28) -> list[PILImage.Image]:
+    rng = np.random.default_rng(seed)
+    return [PILImage.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(num_views)]
+
+
+def toy_geometry(num_views: int, seed: int = 0, side: int = 28) -> dict:
+    """Cameras that turn about the world's z axis, in the layout of a prepared repository."""
+    rng = np.random.default_rng(seed)
+    angles = rng.uniform(0, 2 * np.pi, num_views)
+    rotations = np.stack(
+        [[[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]] for angle in angles]
+    )
+    intrinsics = np.array([[side, 0, side / 2], [0, side, side / 2], [0, 0, 1]])
+    return {
+        "R": rotations.astype(np.float32),
+        "t": rng.normal(size=(num_views, 3)).astype(np.float32),
+        "K": np.tile(intrinsics, (num_views, 1, 1)).astype(np.float32),
+        "depth_hist": rng.dirichlet(np.ones(16), num_views).astype(np.float32),
+    }
+
+
+def write_toy_repo(root: Path, scenes: dict[str, int], num_views: int = 3, side: int = 28, task: str = "scanqa") -> Path:
+    """A prepared repository of random views: `scenes` per split, four questions each."""
+    floats = Value("float32")
+    geometry_features = {"R": List(List(List(floats))), "t": List(List(floats)), "K": List(List(List(floats)))}
+    scene_features = Features(
+        {
+            "scene_id": Value("string"),
+            "images": List(Image()),
+            "frame_ids": List(Value("string")),
+            "geometry": geometry_features | {"depth_hist": List(List(floats))},
+        }
+    )
+    qa_features = Features(
+        {
+            **{key: Value("string") for key in ("scene_id", "question_id", "question", "situation", "task", "action")},
+            "answers": List(Value("string")),
+            "object_ids": List(Value("int32")),
+            "object_names": List(Value("string")),
+            "position": List(floats),
+            "rotation": List(floats),
+        }
+    )
+    number = 0
+    for split, count in scenes.items():
+        scene_rows, qa_rows = [], []
+        for _ in range(count):
+            scene_id = f"scene{number:04d}_00"
+            images = []
+            for view in toy_views(num_views, seed=number, side=side):
+                buffer = BytesIO()
+                view.save(buffer, "PNG")
+                images.append({"bytes": buffer.getvalue(), "path": None})
+            scene_rows.append(
+                {
+                    "scene_id": scene_id,
+                    "images": images,
+                    "frame_ids": [str(20 * view) for view in range(num_views)],
+                    "geometry": {k: v.tolist() for k, v in toy_geometry(num_views, number, side).items()},
+                }
+            )
+            for index, (question, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True)):
+                qa_rows.append(
+                    {
+                        "scene_id": scene_id,
+                        "question_id": f"{split}-{scene_id}-{index}",
+                        "question": question,
+                        "situation": "I am standing next to the bed." if task == "sqa3d" else None,
+                        "answers": [answer],
+                        "task": task,
+                        "object_ids": [],
+                        "object_names": [],
+                        "position": None,
+                        "rotation": None,
+                        "action": None,
+                    }
+                )
+            number += 1
+        for name, rows, features in (("scenes", scene_rows, scene_features), ("qa", qa_rows, qa_features)):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Dataset.from_list(rows, features=features).to_parquet(root / name / f"{split}-00000-of-00001.parquet")
+    # datasets caches a local repository by folder name, config and version: the version must tell them apart.
+    version = f"1.0.{zlib.crc32(f'{root} {scenes} {num_views} {side} {task}'.encode())}"
+    lines = ["---", "configs:"]
+    for name in ("qa", "scenes"):
+        lines += [f"- config_name: {name}", f"  version: {version}"] + ["  default: true"] * (name == "qa")
+        lines += ["  data_files:"]
+        for split in scenes:
+            lines += [f"  - split: {split}", f"    path: {name}/{split}-*.parquet"]
+    (root / "README.md").write_text("\n".join([*lines, "---", ""]))
+    return root
