@@ -70,6 +70,7 @@ def dataset_card(
     num_left_out: int,
     data_files: dict[str, dict[str, str]],
     infos: dict[str, DatasetInfo],
+    fingerprint: str,
 ) -> str:
     """Writes the README.md of a prepared repo.
 
@@ -80,6 +81,8 @@ def dataset_card(
         num_left_out: how many scenes could not be used.
         data_files: configuration to split to the path, or the glob, of its Parquet files in the repo.
         infos: configuration to its features, splits and sizes.
+        fingerprint: hexadecimal digest of the inputs. It becomes the configurations' version: `load_dataset` caches a
+            local repo by the name of its folder and that version alone, and would give another repo of that name.
 
     Returns:
         The card's text: YAML metadata from which `load_dataset` knows the configurations, then Markdown.
@@ -92,6 +95,7 @@ def dataset_card(
         configs=[
             {
                 "config_name": name,
+                "version": f"1.0.{int(fingerprint[:8], 16)}",
                 "data_files": [{"split": split, "path": path} for split, path in files.items()],
                 **({"default": True} if name == "qa" else {}),
             }

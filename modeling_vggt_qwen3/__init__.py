@@ -15,6 +15,7 @@ from .modeling_vggt import VggtModel, VggtPreTrainedModel, convert_vggt_state_di
 from .modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration, VggtQwen3Model, VggtQwen3PreTrainedModel
 from .processing_vggt_qwen3 import VggtQwen3Processor
 
+
 AutoConfig.register("vggt", VggtConfig)
 AutoConfig.register("vggt_qwen3", VggtQwen3Config)
 AutoModel.register(VggtConfig, VggtModel)

@@ -14,7 +14,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from transformers import GenerationConfig, Qwen2Tokenizer, Qwen3Config, set_seed
 
 from modeling_vggt_qwen3 import (
@@ -25,6 +24,7 @@ from modeling_vggt_qwen3 import (
     VggtQwen3Processor,
 )
 from modeling_vggt_qwen3.processing_vggt_qwen3 import CHAT_TEMPLATE
+
 
 # In the order of Qwen3's vocabulary.
 QWEN3_SPECIAL_TOKENS = (
@@ -41,6 +41,7 @@ red orange yellow green cyan blue purple white color object objects image pictur
 zero one two three four five many no yes a an and am at are behind beside facing front I in is left look me middle my
 next of on right see side sit sitting stand standing the there to
 Can Describe How Is What Where Which
+assistant system user
 """.split()
 ROOMS_TEXT = [f"{word} {word}?" for word in ROOMS_WORDS] + ["What is on my left, behind me. 1 2 3 4 5\n"]
 
@@ -76,8 +77,10 @@ def create_processor(config: VggtQwen3Config, tokenizer: Qwen2Tokenizer) -> Vggt
     )
 
 
-def create_tiny_config(tokenizer: Qwen2Tokenizer, image_size: int = 84, projector_type: str = "mlp") -> VggtQwen3Config:
-    """A VGGT-Qwen3 of toy width. LayerScale starts at 1, since there is no pre-trained network to disturb."""
+def create_tiny_config(
+    tokenizer: Qwen2Tokenizer, image_size: int = 84, projector_type: str = "mlp"
+) -> VggtQwen3Config:
+    """A VGGT-Qwen3 of toy width, with the initial weights that so narrow a network learns fastest from."""
     vision_config = VggtConfig(
         image_size=image_size,
         hidden_size=128,
@@ -86,16 +89,18 @@ def create_tiny_config(tokenizer: Qwen2Tokenizer, image_size: int = 84, projecto
         backbone_num_hidden_layers=2,
         num_register_tokens=2,
         layer_scale_init_value=1.0,
+        initializer_range=0.06,
     )
     text_config = Qwen3Config(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=128,
-        intermediate_size=384,
+        intermediate_size=256,
         num_hidden_layers=3,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=4,
         head_dim=32,
         max_position_embeddings=4096,
+        initializer_range=0.06,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -113,6 +118,7 @@ def create_tiny_config(tokenizer: Qwen2Tokenizer, image_size: int = 84, projecto
         projector_num_attention_heads=4,
         projector_mlp_ratio=2,
         geometry_hidden_size=64,
+        initializer_range=0.06,
     )
 
 

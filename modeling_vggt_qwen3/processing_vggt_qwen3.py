@@ -7,6 +7,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import get_image_size
 from transformers.processing_utils import ProcessorMixin
 
+
 # One vision block per conversation, before the text; the processor expands its placeholder to all views.
 CHAT_TEMPLATE = """\
 {%- for message in messages %}

@@ -8,9 +8,9 @@ import argparse
 import sys
 
 import torch
-from modeling_vggt_qwen3 import VggtQwen3Processor
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from modeling_vggt_qwen3 import VggtQwen3Processor
 from recipes.training.sft import load_model
 
 

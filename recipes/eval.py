@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import torch
-from modeling_vggt_qwen3 import VggtQwen3Processor
 
+from modeling_vggt_qwen3 import VggtQwen3Processor
 from recipes.evaluation.generation import exact_match, generate_answers
 from recipes.evaluation.question_types import question_type
 from recipes.evaluation.report import metrics_table, score, write_atomically

@@ -60,7 +60,9 @@ def toy_geometry(num_views: int, seed: int = 0, side: int = 28) -> dict:
     }
 
 
-def write_toy_repo(root: Path, scenes: dict[str, int], num_views: int = 3, side: int = 28, task: str = "scanqa") -> Path:
+def write_toy_repo(
+    root: Path, scenes: dict[str, int], num_views: int = 3, side: int = 28, task: str = "scanqa"
+) -> Path:
     """A prepared repository of random views: `scenes` per split, four questions each."""
     floats = Value("float32")
     geometry_features = {"R": List(List(List(floats))), "t": List(List(floats)), "K": List(List(List(floats)))}

@@ -201,6 +201,7 @@ def _build(
             for name, info in infos.items()
         },
         infos=infos,
+        fingerprint=config["fingerprint"],
     )
     (repo / "README.md").write_text(card, encoding="utf-8")
     return counts, left_out

@@ -123,7 +123,7 @@ def recognisable(
 
 
 def sample_scene(
-    rng: np.random.Generator, labels: list[tuple[str, str]], views: int, image_size: int, everywhere: bool = False
+    rng: np.random.Generator, labels: list[tuple[str, str]], views: int, image_size: int, close_up: bool = False
 ) -> Scene:
     """Furnishes a room so that the objects can be seen, and renders it.
 
@@ -132,15 +132,16 @@ def sample_scene(
         labels: (category, color) of each object.
         views: number of cameras, spread round the room.
         image_size: pixels along each side of the square pictures.
-        everywhere: ask for every object in every view rather than in half of them.
+        close_up: put the cameras where the objects fill much of the picture, rather than at the walls.
     """
     camera = render.intrinsics(image_size, FIELD_OF_VIEW)
-    needed = views if everywhere else (views + 1) // 2
+    needed = (views + 1) // 2
     best, best_score = None, -1
-    attempt, spare = 0, 0.0
+    # Close up, the room is as small as the furniture allows: what stands together is large together.
+    attempt, spare = 0, -0.8 if close_up else 0.0
     while attempt < ATTEMPTS:
         size, pieces = _furnish(rng, labels, spare)
-        poses = _place_cameras(rng, size, pieces, views)
+        poses = _close_up_cameras(rng, pieces, views) if close_up else _place_cameras(rng, size, pieces, views)
         if poses is None:
             spare += 0.02  # the cameras do not fit between the furniture: a little more room next time
             continue
@@ -192,7 +193,7 @@ def sample_labels(rng: np.random.Generator, count: int, repeats: tuple[float, fl
 
 
 def _furnish(rng: np.random.Generator, labels: list[tuple[str, str]], spare: float) -> tuple[np.ndarray, list[Piece]]:
-    side = rng.uniform(3.5, 4.1, size=2) + 0.18 * max(len(labels) - 3, 0) + spare
+    side = rng.uniform(3.1, 3.7, size=2) + 0.18 * max(len(labels) - 3, 0) + spare
     # Large pieces first: the small ones find a place between them, not the other way round.
     parts = [furniture.build(category, rng.uniform(0.93, 1.07)) for category, _ in labels]
     order = np.argsort([-np.prod(np.abs(p[:, :4]).max(axis=0)) for p in parts], kind="stable")
@@ -248,6 +249,34 @@ def _place_cameras(rng: np.random.Generator, side: np.ndarray, pieces: list[Piec
             return None
         target = np.append(rng.uniform(-0.3, 0.3, size=2), rng.uniform(0.45, 0.7))
         poses.append(render.look_at(np.append(position, rng.uniform(1.6, 2.1)), target))
+    return np.stack(poses)
+
+
+def _close_up_cameras(rng: np.random.Generator, pieces: list[Piece], views: int) -> np.ndarray:
+    """Cameras that look at the middle of the pieces from about as far as it takes to see them whole, up to twice that.
+
+    They may stand behind a wall: walls are seen from their inner side only.
+    """
+    points = np.concatenate(
+        [
+            [[*corner, height] for corner in piece.corners for height in (0, piece.parts[:, 5].max())]
+            for piece in pieces
+        ]
+    )
+    middle = (points.min(axis=0) + points.max(axis=0)) / 2
+    fitting = np.linalg.norm(points - middle, axis=1).max() / np.tan(np.radians(FIELD_OF_VIEW / 2))
+    poses = []
+    while len(poses) < views:
+        distance = fitting * rng.uniform(0.75, 2.0)
+        azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(15, 40))
+        toward = np.array(
+            [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)]
+        )
+        # From behind, what stands at a wall is a plain board. Two such pieces may face each other: then any side does.
+        fronts = [piece.rotation[:, 1] @ toward[:2] for piece in pieces if furniture.stands_at_wall(piece.category)]
+        if fronts and max(fronts) < 0.3:
+            continue
+        poses.append(render.look_at(middle + distance * toward, middle + rng.uniform(-0.15, 0.15, size=3)))
     return np.stack(poses)
 
 

@@ -105,9 +105,9 @@ def build_scene(settings: Settings, index: int) -> Scene:
 def build_picture(settings: Settings, index: int) -> tuple[Scene, list[tuple[str, str]]]:
     """Picture number `index` of the instruction set: a room with one or two objects, one view, and its conversation."""
     rng = np.random.default_rng([settings.seed, _PICTURE, index])
-    labels = sample_labels(rng, 1 if rng.uniform() < 0.35 else 2, repeats=(0.75, 0.25, 0.0))
+    labels = sample_labels(rng, 1 if rng.uniform() < 0.5 else 2, repeats=(0.75, 0.25, 0.0))
     while True:
-        scene = sample_scene(rng, labels, views=1, image_size=settings.image_size)
+        scene = sample_scene(rng, labels, views=1, image_size=settings.image_size, close_up=True)
         if scene.seen.all():
             return scene, picture_turns(rng, scene)
 

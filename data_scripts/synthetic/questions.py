@@ -203,7 +203,6 @@ def picture_turns(rng: np.random.Generator, scene: Scene) -> list[tuple[str, str
         if colors.count(piece.color) == 1:
             text = "What is the {} object?" if rng.uniform() < 0.5 else "Which object is {}?"
             turns.append((text.format(piece.color), piece.category))
-    turns = [turns[i] for i in rng.permutation(len(turns))[:2]]
 
     there = bool(rng.uniform() < 0.5)
     choices = [category for category in CATEGORIES if (category in categories) == there]
@@ -214,7 +213,7 @@ def picture_turns(rng: np.random.Generator, scene: Scene) -> list[tuple[str, str
     if len(set(categories)) == 2 and abs(columns[0] - columns[1]) > 0.1 * scene.ids.shape[2]:
         side = int(rng.integers(2))
         turns.append((f"What is on the {('left', 'right')[side]}?", categories[order[side]]))
-    turns = [turns[i] for i in rng.permutation(len(turns))[: rng.integers(2, 6)]]
+    turns = [turns[i] for i in rng.permutation(len(turns))[:5]]
     turns.insert(int(rng.integers(len(turns) + 1)), caption)
     return turns
 

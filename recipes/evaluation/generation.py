@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from modeling_vggt_qwen3 import VggtQwen3Processor
-from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ImageFeatures
 from tqdm import tqdm
 
+from modeling_vggt_qwen3 import VggtQwen3Processor
+from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ImageFeatures
 from recipes.training.collator import VISION_END, chat_prompt
 from recipes.training.data import SceneDataset, question_text
 

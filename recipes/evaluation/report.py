@@ -6,7 +6,15 @@ import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from .generation import exact_match
+import matplotlib
+
+
+matplotlib.use("Agg")  # before pyplot: a cluster node has no screen
+
+import matplotlib.pyplot as plt  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from .generation import exact_match  # noqa: E402
 
 
 def write_atomically(path: Path, text: str):
@@ -83,11 +91,51 @@ def format_table(header: list[str], rows: list[list]) -> str:
 def metrics_table(metrics: dict) -> str:
     rows = [[name, entry["num_questions"], entry["exact_match"]] for name, entry in metrics["types"].items()]
     return format_table(
-        ["question type", "questions", "exact match"], [*rows, ["all", metrics["num_questions"], metrics["exact_match"]]]
+        ["question type", "questions", "exact match"],
+        [*rows, ["all", metrics["num_questions"], metrics["exact_match"]]],
     )
 
 
+def draw_examples(examples: list[tuple[list[Image.Image], dict]], path: Path):
+    """One row per (views, prediction row): the views, the question, the model's answer and the references."""
+    columns = max(len(views) for views, _ in examples)
+    figure, axes = plt.subplots(len(examples), columns, figsize=(2.2 * columns, 2.7 * len(examples)), squeeze=False)
+    for row, (views, prediction) in zip(axes, examples, strict=True):
+        for axis in row:
+            axis.axis("off")
+        for axis, view in zip(row, views, strict=False):
+            axis.imshow(view)
+        references = " / ".join(prediction["references"])
+        title = f"{prediction['question']}\nmodel: {prediction['prediction']}    reference: {references}"
+        row[0].set_title(title, loc="left", fontsize=9)
+    save_figure(figure, path)
+
+
+def draw_loss(histories: dict[str, list[dict]], path: Path):
+    """Training loss, and exact match of generated answers, of several runs over their steps."""
+    figure, (loss_axis, match_axis) = plt.subplots(1, 2, figsize=(10, 3.6))
+    for name, history in histories.items():
+        losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+        matches = [(entry["step"], entry["eval_exact_match"]) for entry in history if "eval_exact_match" in entry]
+        loss_axis.plot(*zip(*losses, strict=True), label=name)
+        match_axis.plot(*zip(*matches, strict=True), marker="o", markersize=3, label=name)
+    loss_axis.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+    match_axis.set(xlabel="step", ylabel="exact match on val", ylim=(0, 1))
+    loss_axis.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def save_figure(figure: plt.Figure, path: Path):
+    figure.tight_layout()
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+    os.replace(temporary, path)
+
+
 __all__ = [
+    "draw_examples",
+    "draw_loss",
     "format_table",
     "metrics_table",
     "most_frequent_answer",

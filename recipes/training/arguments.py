@@ -75,6 +75,10 @@ class SftArguments(TrainingArguments):
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the encoder if it trains; default learning_rate."}
     )
+    muon_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Train weight matrices with Muon at this rate: for models that start from random weights."},
+    )
     max_new_tokens: int = field(default=32, metadata={"help": "Longest answer generated in an evaluation."})
     resume_from_checkpoint: str | None = field(
         default="auto", metadata={"help": "auto (the last checkpoint in output_dir, if any), none, or a folder."}

@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+
 from modeling_vggt_qwen3 import VggtQwen3Processor
 
 

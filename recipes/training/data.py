@@ -12,6 +12,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 
+# Batches that are sorted by length together: enough for little padding, few enough for a random order.
+GROUPED_BATCHES = 16
+
+
 @dataclass(frozen=True)
 class Pack:
     """What one training sequence holds. All randomness of the example is in `seed`: any process can make it."""
@@ -54,6 +58,8 @@ class SceneDataset:
             if scene_id not in row_of_scene:
                 raise ValueError(f"{path}, qa, split {split}, row {row}: scene {scene_id!r} is not among the scenes.")
             self.questions_of_scene[row_of_scene[scene_id]].append(row)
+        texts = zip(self.qa["situation"], self.qa["question"], strict=True)
+        self.num_characters = [len(situation or "") + len(question) for situation, question in texts]
 
     def views(self, scene: int, keep: list[int] | None = None) -> tuple[list[Image.Image], dict | None]:
         """
@@ -133,6 +139,10 @@ class PackDataset(torch.utils.data.Dataset):
         size = self.questions_per_scene
         return sum(-(-len(questions) // size) for questions in self.sources[source].questions_of_scene.values())
 
+    def num_characters(self, pack: Pack) -> int:
+        """Length of a pack's texts, which goes with the length of its sequence."""
+        return sum(self.sources[pack.dataset].num_characters[question] for question in pack.questions)
+
     def __len__(self) -> int:
         return sum(self.packs_of_source(source) for source in range(len(self.sources)))
 
@@ -157,10 +167,17 @@ class PackSampler(torch.utils.data.Sampler[Pack]):
 
     Without weights an epoch holds every question exactly once. With weights it has as many packs, of which dataset i
     has the share `weights[i]`; within a dataset no question comes again before all others have come.
+
+    Args:
+        dataset (`PackDataset`): What to sample from.
+        weights (`list[float]`, *optional*): Share of each of its sources.
+        seed (`int`): The same seed gives the same epochs.
+        batch_size (`int`): Packs that one step takes on all processes together: they get similar lengths, so that
+            little is padded.
     """
 
-    def __init__(self, dataset: PackDataset, weights: list[float] | None = None, seed: int = 0):
-        self.dataset, self.seed, self.epoch = dataset, seed, 0
+    def __init__(self, dataset: PackDataset, weights: list[float] | None = None, seed: int = 0, batch_size: int = 1):
+        self.dataset, self.seed, self.batch_size, self.epoch = dataset, seed, batch_size, 0
         self.counts = [dataset.packs_of_source(source) for source in range(len(dataset.sources))]
         if weights:
             # Largest remainders, so that the counts add up to the epoch's length.
@@ -184,8 +201,19 @@ class PackSampler(torch.utils.data.Sampler[Pack]):
                 drawn.extend(self._shuffled_packs(source, cycle))
                 cycle += 1
             packs.extend(drawn[:count])
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(packs))
-        return iter([packs[position] for position in order])
+        rng = np.random.default_rng([self.seed, self.epoch])
+        packs = [packs[position] for position in rng.permutation(len(packs))]
+        batches = []
+        window = GROUPED_BATCHES * self.batch_size
+        for start in range(0, len(packs), window):
+            grouped = sorted(packs[start : start + window], key=self.dataset.num_characters)
+            batches += [grouped[i : i + self.batch_size] for i in range(0, len(grouped), self.batch_size)]
+        if len(batches[-1]) < self.batch_size:
+            last = [batches.pop()]  # a short batch in the middle would shift all that follow it
+        else:
+            last = []
+        batches = [batches[position] for position in rng.permutation(len(batches))] + last
+        return iter([pack for batch in batches for pack in batch])
 
     def _shuffled_packs(self, source: int, cycle: int) -> list[Pack]:
         """Every question of `source` once, packed by scene, in random order."""
@@ -195,7 +223,9 @@ class PackSampler(torch.utils.data.Sampler[Pack]):
             questions = rng.permutation(questions).tolist()
             for start in range(0, len(questions), size):
                 packs.append(
-                    Pack(source, scene, tuple(questions[start : start + size]), int(rng.integers(2**63, dtype=np.int64)))
+                    Pack(
+                        source, scene, tuple(questions[start : start + size]), int(rng.integers(2**63, dtype=np.int64))
+                    )
                 )
         return [packs[position] for position in rng.permutation(len(packs))]
 

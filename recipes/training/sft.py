@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import transformers
-from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration, VggtQwen3Processor
 from peft import PeftModel
 from transformers import set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration, VggtQwen3Processor
 
 from .arguments import parse_arguments
 from .collator import PackCollator

@@ -8,15 +8,16 @@ import time
 import torch
 from accelerate.utils import gather_object
 from peft import LoraConfig, PeftModel, get_peft_model
-from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import speed_metrics
 
+from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from recipes.evaluation.generation import exact_match, generate_answers
 
 from .arguments import DataArguments, ModelArguments
 from .data import PackSampler, SceneDataset
+from .muon import MuonAdamW
 
 
 def freeze_and_adapt(model: VggtQwen3ForConditionalGeneration, arguments: ModelArguments):
@@ -84,7 +85,8 @@ class VggtQwen3Trainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None) -> PackSampler:
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        return PackSampler(train_dataset or self.train_dataset, self.data_arguments.dataset_weights, seed)
+        batch_size = self.args.train_batch_size * self.args.world_size
+        return PackSampler(self.train_dataset, self.data_arguments.dataset_weights, seed, batch_size)
 
     def learning_rate_of(self, name: str) -> float:
         """The peak learning rate of the parameter `name`."""
@@ -97,22 +99,34 @@ class VggtQwen3Trainer(Trainer):
         return self.args.learning_rate if rate is None else rate
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            model = self.model if model is None else model
-            decayed = set(self.get_decay_parameter_names(model))
-            groups = {}
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    key = (self.learning_rate_of(name), self.args.weight_decay if name in decayed else 0.0)
-                    groups.setdefault(key, []).append(parameter)
-            optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer_class(
-                [
-                    {"params": parameters, "lr": rate, "weight_decay": decay}
-                    for (rate, decay), parameters in groups.items()
-                ],
-                **optimizer_kwargs,
-            )
+        if self.optimizer is not None:
+            return self.optimizer
+        model = self.model if model is None else model
+        decayed = set(self.get_decay_parameter_names(model))
+        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+        muon_rate = self.args.muon_learning_rate
+        groups, muon_groups = {}, {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            decay = self.args.weight_decay if name in decayed else 0.0
+            # Muon is for matrices that map activations to activations; (tied) embeddings and latents are tables.
+            is_matrix = parameter.ndim == 2 and name.endswith("weight") and id(parameter) not in embeddings
+            if muon_rate is not None and is_matrix:
+                muon_groups.setdefault((muon_rate, decay), []).append(parameter)
+            else:
+                groups.setdefault((self.learning_rate_of(name), decay), []).append(parameter)
+        optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+        groups, muon_groups = (
+            [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in by_key.items()]
+            for by_key in (groups, muon_groups)
+        )
+        if muon_rate is None:
+            self.optimizer = optimizer_class(groups, **optimizer_kwargs)
+        elif self.is_deepspeed_enabled or optimizer_class is not torch.optim.AdamW:
+            raise ValueError("muon_learning_rate needs optim=adamw_torch_fused (or adamw_torch), without DeepSpeed.")
+        else:
+            self.optimizer = MuonAdamW(muon_groups, groups, **optimizer_kwargs)
         return self.optimizer
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -126,7 +140,9 @@ class VggtQwen3Trainer(Trainer):
             rows = list(range(len(source.qa)))
             if self.data_arguments.eval_questions is not None:
                 # The same questions in every evaluation and every run with this seed.
-                rows = sorted(random.Random(self.args.seed).sample(rows, min(len(rows), self.data_arguments.eval_questions)))
+                rows = sorted(
+                    random.Random(self.args.seed).sample(rows, min(len(rows), self.data_arguments.eval_questions))
+                )
             with self.compute_loss_context_manager():
                 answers = generate_answers(
                     model,

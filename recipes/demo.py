@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole recipe on procedural rooms: rooms, preparation, stages 1 and 2, a blind baseline, scores.
+
+python -m recipes.demo --output DIR [--smoke]
+
+Every step is one of the project's commands and is printed before it runs. A second call goes on where the first stopped.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+
+RECIPES = Path(__file__).parent
+
+# Scenes, single pictures, views per scene and their size in pixels; what a smoke run overrides in every recipe.
+FULL = {"scenes": 1600, "pictures": 6000, "views": 4, "image_size": 84, "overrides": []}
+SMOKE_OVERRIDES = ["--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps"]
+SMOKE_OVERRIDES += ["--save_steps", "2", "--logging_steps", "1", "--eval_questions", "8"]
+SMOKE = {"scenes": 12, "pictures": 24, "views": 2, "image_size": 56, "overrides": SMOKE_OVERRIDES}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything the demo makes")
+    parser.add_argument("--smoke", action="store_true", help="a minute of the same on a dozen scenes; learns nothing")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    try:
+        run_demo(arguments.output, SMOKE if arguments.smoke else FULL)
+    except subprocess.CalledProcessError as error:
+        sys.exit(
+            f"recipes.demo: a step failed with exit code {error.returncode}; the same command goes on from there."
+        )
+    print(f"\n{(time.monotonic() - started) / 60:.1f} minutes. Everything is in {arguments.output}.")
+
+
+def run_demo(output: Path, size: dict):
+    rooms, data = output / "rooms", output / "data"
+    workers = str(os.cpu_count())
+    python = [sys.executable, "-m"]
+    step(
+        rooms,
+        python + ["data_scripts.rooms", "--output", rooms, "--scenes", size["scenes"], "--views", size["views"]]
+        + ["--image-size", size["image_size"], "--seed", 0, "--instruct-images", size["pictures"]]
+        + ["--objects", 3, 4, "--workers", workers, "--preview"],
+    )  # fmt: skip
+    for name, annotations, root in (
+        ("instruct", "instruct/*.json", ["--image-root", rooms / "instruct"]),
+        ("scanqa", "scanqa/*.json", ["--scannet-root", rooms / "scannet", "--num-views", size["views"]]),
+        ("sqa3d", "sqa3d/*.json", ["--scannet-root", rooms / "scannet", "--num-views", size["views"]]),
+    ):
+        files = sorted(rooms.glob(annotations))
+        step(
+            data / name,
+            python + ["data_scripts.prepare", name, "--annotations", *files, *root, "--output", data / name],
+        )
+    convert = python + ["modeling_vggt_qwen3.convert_vggt_qwen3_to_hf", "tiny"]
+    step(output / "tiny", convert + ["--output", output / "tiny", "--image-size", size["image_size"]])
+
+    for blind in ([], ["--blind", "true"]):
+        stage1, stage2 = (output / ("blind_" * bool(blind) + stage) for stage in ("stage1", "stage2"))
+        for stage, model, target, datasets in (
+            ("stage1", output / "tiny", stage1, [data / "instruct"]),
+            ("stage2", stage1, stage2, [data / "scanqa", data / "sqa3d"]),
+        ):
+            step(
+                target / "train_results.json",  # the last thing a stage writes
+                launcher() + [RECIPES / f"{stage}.py", "--config", RECIPES / "configs" / "rooms" / f"{stage}.yaml"]
+                + ["--model_name_or_path", model, "--output_dir", target, "--dataset_paths", *datasets]
+                + blind + size["overrides"],
+            )  # fmt: skip
+        for dataset, split in (("scanqa", "test_w_obj"), ("sqa3d", "test")):
+            scores = output / "scores" / ("blind_" * bool(blind) + dataset)
+            step(
+                scores / "metrics.json",
+                python + ["recipes.eval", "--model", stage2, "--dataset", data / dataset, "--split", split]
+                + ["--output", scores] + (["--blind"] if blind else []),
+            )  # fmt: skip
+    run(python + ["recipes.summary", "--demo", output])
+
+
+def launcher() -> list:
+    """`accelerate launch` on one GPU if there is one, else on the CPU."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", 1]
+    if torch.accelerator.is_available():
+        return launch + ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return launch + ["--config_file", RECIPES / "accelerate_configs" / "cpu.yaml"]
+
+
+def step(product: Path, command: list):
+    """Runs `command` unless `product`, which it moves into place when it is whole, is there."""
+    if product.exists():
+        print(f"# {product} is there", flush=True)
+    else:
+        run(command)
+
+
+def run(command: list):
+    command = list(map(str, command))
+    print(f"\n$ {shlex.join(command)}", flush=True)
+    # `accelerate launch` would give a process a single thread.
+    threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": threads})
+
+
+if __name__ == "__main__":
+    main()

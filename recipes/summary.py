@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What came of `recipes.demo`: a table against the blind model, three questions with their views, the loss curves.
+
+python -m recipes.summary --demo DIR
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from recipes.evaluation.report import (
+    draw_examples,
+    draw_loss,
+    format_table,
+    most_frequent_answer,
+    read_predictions,
+    score,
+)
+from recipes.training.data import SceneDataset
+
+
+SPLITS = {"scanqa": "test_w_obj", "sqa3d": "test"}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, required=True, help="the folder that recipes.demo filled")
+    arguments = parser.parse_args()
+    try:
+        summarize(arguments.demo)
+    except (OSError, ValueError) as error:
+        sys.exit(f"recipes.summary: {error}")
+
+
+def summarize(demo: Path):
+    table = []
+    for dataset in SPLITS:
+        seeing = read_predictions(demo / "scores" / dataset)
+        blind = read_predictions(demo / "scores" / f"blind_{dataset}")
+        scores, blind_scores, constant = score(seeing), score(blind), most_frequent_answer(seeing)
+        rows = [(name, entry, blind_scores["types"][name]) for name, entry in scores["types"].items()]
+        for name, entry, blind_entry in [*rows, ("all", scores, blind_scores)]:
+            difference = entry["exact_match"] - blind_entry["exact_match"]
+            table.append(
+                [f"{dataset} {name}", entry["num_questions"], entry["exact_match"], blind_entry["exact_match"]]
+                + [difference, constant[name]]
+            )
+    print("\nExact match on scenes never seen in training:\n")
+    print(format_table(["questions", "number", "model", "blind", "difference", "most frequent answer"], table))
+
+    source = SceneDataset(str(demo / "data" / "scanqa"), SPLITS["scanqa"])
+    examples, types = [], set()
+    for row in read_predictions(demo / "scores" / "scanqa"):
+        if row["question_type"] not in types and len(examples) < 3:
+            types.add(row["question_type"])
+            examples.append((source.views(source.scene_ids.index(row["scene_id"]))[0], row))
+            print(f"\n{row['question']}\n  model: {row['prediction']}    reference: {row['references'][0]}")
+    draw_examples(examples, demo / "examples.png")
+    histories = {
+        name: json.loads((demo / name / "trainer_state.json").read_text())["log_history"]
+        for name in ("stage1", "stage2", "blind_stage1", "blind_stage2")
+    }
+    draw_loss(histories, demo / "loss.png")
+    print(f"\nPictures: {demo / 'examples.png'}, {demo / 'loss.png'}, {demo / 'rooms' / 'preview.png'}")
+
+
+if __name__ == "__main__":
+    main()

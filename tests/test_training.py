@@ -1,0 +1,430 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling, freezing, LoRA, parameter groups, and whole runs of the recipes as a user launches them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import load_dataset
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from recipes.training.arguments import CONFIGS, ModelArguments, parse_arguments
+from recipes.training.collator import PackCollator
+from recipes.training.data import Pack, PackDataset, PackSampler, SceneDataset, check_disjoint
+from recipes.training.muon import MuonAdamW, orthogonalize
+from recipes.training.sft import load_model
+from recipes.training.trainer import freeze_and_adapt
+
+from .toys import toy_config, toy_model, toy_processor, write_toy_repo
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def repos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("repos")
+    return [
+        write_toy_repo(folder / "toy_scanqa", {"train": 6, "val": 2}),
+        write_toy_repo(folder / "toy_sqa3d", {"train": 6, "val": 2}, task="sqa3d"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    model = toy_model()
+    model.save_pretrained(folder)
+    toy_processor(model.config).save_pretrained(folder)
+    return folder
+
+
+def packs_of(dataset, weights=None, seed=0, epoch=0):
+    sampler = PackSampler(dataset, weights, seed)
+    sampler.set_epoch(epoch)
+    packs = list(sampler)
+    assert len(packs) == len(sampler)
+    return packs
+
+
+################
+# Data
+################
+
+
+def test_an_epoch_holds_every_question_once(repos):
+    """Catches questions lost at the border of a pack, or a scene that fills more than one."""
+    dataset = PackDataset([SceneDataset(str(path), "train") for path in repos], questions_per_scene=3)
+    packs = packs_of(dataset)
+    assert max(len(pack.questions) for pack in packs) == 3
+    counts = Counter((pack.dataset, question) for pack in packs for question in pack.questions)
+    assert counts == {(source, question): 1 for source in range(2) for question in range(24)}
+    for pack in packs:
+        qa, scenes = dataset.sources[pack.dataset].qa, dataset.sources[pack.dataset].scene_ids
+        assert {qa[question]["scene_id"] for question in pack.questions} == {scenes[pack.scene]}
+
+
+def test_weights_are_shares_of_the_packs(repos):
+    """Catches weights that are read and dropped, and a small dataset that repeats questions before others have come."""
+    dataset = PackDataset([SceneDataset(str(path), "train") for path in repos], questions_per_scene=2)
+    packs = packs_of(dataset, [0.75, 0.25])
+    assert Counter(pack.dataset for pack in packs) == {0: 18, 1: 6}
+    repeated = Counter(question for pack in packs if pack.dataset == 0 for question in pack.questions)
+    assert set(repeated.values()) == {1, 2} and len(repeated) == 24
+
+
+def test_order_depends_on_seed_and_epoch_alone(repos):
+    """Catches processes that draw different lists, and epochs that repeat the first."""
+    dataset = PackDataset([SceneDataset(str(path), "train") for path in repos], questions_per_scene=2)
+    assert packs_of(dataset) == packs_of(dataset)
+    assert packs_of(dataset) != packs_of(dataset, epoch=1)
+    assert packs_of(dataset) != packs_of(dataset, seed=1)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    example, again = (dataset[packs_of(dataset)[0]] for _ in range(2))
+    assert example["questions"] == again["questions"] and len(example["images"]) == len(again["images"])
+
+
+def test_view_dropout_keeps_view_0_and_its_cameras(repos):
+    """Catches a dropout that is never read, drops the reference view, or leaves geometry of dropped views."""
+    source = SceneDataset(str(repos[0]), "train")
+    all_views, all_geometry = source.views(0)
+    dataset = PackDataset([source], questions_per_scene=2, view_dropout=0.5)
+    kept = Counter()
+    for seed in range(200):
+        example = dataset[Pack(0, 0, (0,), seed)]
+        assert example["images"][0].tobytes() == all_views[0].tobytes()
+        positions = [[view.tobytes() for view in all_views].index(view.tobytes()) for view in example["images"]]
+        np.testing.assert_array_equal(example["geometry"]["t"], all_geometry["t"][positions])
+        kept.update(positions)
+    assert kept[0] == 200 and 70 < kept[1] < 130 and 70 < kept[2] < 130
+
+
+def test_num_views_blind_and_geometry_source(repos):
+    views, geometry = SceneDataset(str(repos[0]), "train", num_views=2, use_geometry=False).views(0)
+    assert len(views) == 2 and geometry is None
+    blind = PackDataset([SceneDataset(str(repos[0]), "train")], questions_per_scene=2, blind=True)
+    assert blind[Pack(0, 0, (0,), 0)]["images"] == []
+    batch = PackCollator(toy_processor(toy_config()))([blind[Pack(0, 0, (0, 1), 0)]])
+    assert "pixel_values" not in batch
+
+
+def test_answers_are_drawn_among_the_references(repos):
+    source = SceneDataset(str(repos[0]), "train")
+    source.qa = source.qa.map(lambda row: row | {"answers": ["red", "crimson"]})
+    dataset = PackDataset([source], questions_per_scene=2)
+    drawn = Counter(dataset[Pack(0, 0, (0,), seed)]["questions"][0][1] for seed in range(100))
+    assert set(drawn) == {"red", "crimson"} and min(drawn.values()) > 25
+
+
+def test_only_answers_and_their_end_are_labels():
+    """Catches a loss on the question, and answers without the end-of-turn token."""
+    processor = toy_processor(toy_config())
+    batch = PackCollator(processor)(
+        [
+            {"images": [], "geometry": None, "questions": [("What color is the bed?", "red"), ("Where?", "a bed")]},
+            {"images": [], "geometry": None, "questions": [("How many?", "two")]},
+        ]
+    )
+    for row, answers in zip(range(2), (["red", "a bed"], ["two"]), strict=True):
+        for segment, answer in enumerate(answers, start=1):
+            where = (batch["segment_ids"][row] == segment) & (batch["labels"][row] != -100)
+            assert processor.tokenizer.decode(batch["labels"][row][where]) == f"{answer}<|im_end|>"
+            assert torch.equal(batch["labels"][row][where], batch["input_ids"][row][where])
+    assert (batch["labels"] != -100).sum() == 7
+
+
+def test_situations_come_before_questions(repos):
+    dataset = PackDataset([SceneDataset(str(repos[1]), "train")], questions_per_scene=2)
+    assert dataset[Pack(0, 0, (0,), 0)]["questions"][0][0].startswith("I am standing next to the bed. What color")
+
+
+def test_shared_scenes_and_answerless_questions_are_refused(repos, tmp_path):
+    train = SceneDataset(str(repos[0]), "train")
+    check_disjoint(train, SceneDataset(str(repos[0]), "val"))
+    with pytest.raises(ValueError, match="share 6 scenes, for example scene0000_00"):
+        check_disjoint(train, SceneDataset(str(repos[1]), "train"))
+    train.qa = train.qa.map(lambda row: row | {"answers": []})
+    with pytest.raises(ValueError, match="row 0 .question train-scene0000_00-0. has no answer"):
+        PackDataset([train], questions_per_scene=2)
+    with pytest.raises(ValueError, match="not a prepared dataset with a split 'test'"):
+        SceneDataset(str(repos[0]), "test")
+    with pytest.raises(ValueError, match="nowhere is not a prepared dataset"):
+        SceneDataset(str(tmp_path / "nowhere"), "train")
+
+
+def test_unreadable_views_name_the_scene(repos):
+    source = SceneDataset(str(repos[0]), "train")
+    row = source.scenes[0]
+    row["images"][1]["bytes"] = row["images"][1]["bytes"][:60]
+    source.scenes = [row]
+    with pytest.raises(ValueError, match="scene scene0000_00, view 1"):
+        source.views(0)
+
+
+def test_load_dataset_reads_both_configs(repos):
+    assert load_dataset(str(repos[0]), split="val").num_rows == 8
+    assert len(load_dataset(str(repos[0]), "scenes", split="val")[0]["images"]) == 3
+
+
+################
+# Settings
+################
+
+
+def test_every_recipe_config_is_read_whole():
+    """Catches a key that nothing reads: unknown ones make the parser exit."""
+    for path in sorted(CONFIGS.glob("**/*.yaml")):
+        model, data, training = parse_arguments(path, [])
+        for key, value in yaml.safe_load(path.read_text()).items():
+            holder = next(holder for holder in (model, data, training) if hasattr(holder, key))
+            assert str(getattr(holder, key)) == str(value) or getattr(holder, key) == value, (path, key)
+
+
+def test_stage_2_is_the_documented_recipe():
+    model, data, training = parse_arguments(CONFIGS / "stage2_3d.yaml", [])
+    assert (data.num_views, data.image_size, data.view_dropout, data.dataset_weights) == (8, 448, 0.3, [0.7, 0.3])
+    assert (model.lora_r, model.lora_alpha, model.freeze_vision) == (16, 32, True)
+    assert model.freeze_text_layers == [0, 1, 2, 3]
+    assert model.lora_target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert (training.learning_rate, training.projector_learning_rate) == (5e-6, 1e-4)
+    assert training.bf16 and training.lr_scheduler_type == "cosine" and training.max_grad_norm == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "message"),
+    [
+        ("view_dropuot: 0.3", [], "unknown key 'view_dropuot'. Did you mean 'view_dropout'"),
+        ("view_dropout: many", [], "invalid float value: 'many'"),
+        ("questions_per_scene: 2.5", [], "invalid int value: '2.5'"),
+        ("view_dropout: 1.0", [], "below 1"),
+        ("num_views: 0", [], "at least 1"),
+        ("dataset_weights: [1.0]", [], "1 entries for 2"),
+        ("- a list", [], "`key: value` lines"),
+        ("", ["--no_such_argument", "1"], "no_such_argument"),
+        ("", ["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_bad_settings_exit_with_one_line(text, argv, message, tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"model_name_or_path: m\noutput_dir: o\ndataset_paths: [a, b]\n{text}\n")
+    if text.startswith("-"):
+        path.write_text(text)
+    with pytest.raises(SystemExit) as exit_info:
+        parse_arguments(path, argv)
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+################
+# What trains
+################
+
+
+def collated(model, dataset):
+    return PackCollator(toy_processor(model.config))([dataset[pack] for pack in packs_of(dataset)[:2]])
+
+
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_freezing_and_lora_train_just_what_they_say(freeze_vision, repos):
+    """Catches LoRA or freezing settings that are never read."""
+    model = freeze_and_adapt(
+        toy_model(),
+        ModelArguments(
+            model_name_or_path="", freeze_vision=freeze_vision, freeze_text_layers=[0], lora_r=2, lora_alpha=4
+        ),
+    )
+    dataset = PackDataset([SceneDataset(str(repos[0]), "train")], questions_per_scene=4)
+    trainable = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    assert any(".projector." in name for name in trainable) and any(".geometry_encoder." in name for name in trainable)
+    assert any(".vision_model." in name for name in trainable) != freeze_vision
+    lora = [name for name in trainable if "lora_" in name]
+    assert len(lora) == 2 * 4 and all(".layers.1." in name for name in lora)
+    text = [name for name in trainable if ".language_model." in name or "lm_head" in name]
+    assert text == lora
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    model.train()
+    for _ in range(2):  # LoRA's A moves once B has left zero
+        model(**collated(model, dataset)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    moved = {name: not torch.equal(p, {**trainable, **frozen}[name]) for name, p in model.named_parameters()}
+    assert [name for name in trainable if not moved[name] and "null_embedding" not in name] == []
+    assert [name for name in frozen if moved[name]] == []
+
+
+def test_frozen_layers_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match=r"names \[7\], but the language model has layers 0-1"):
+        freeze_and_adapt(toy_model(), ModelArguments(model_name_or_path="", freeze_text_layers=[7]))
+
+
+def test_muon_orthogonalises_and_resumes():
+    """Catches a Newton-Schulz that diverges, and momentum lost by saving."""
+    singular_values = torch.linalg.svdvals(orthogonalize(torch.randn(3, 20, 8)).float())
+    assert 0.6 < singular_values.min() and singular_values.max() < 1.3
+
+    def make(state=None):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 3))
+        matrices = [p for p in model.parameters() if p.ndim == 2]
+        vectors = [p for p in model.parameters() if p.ndim == 1]
+        groups = [{"params": params, "lr": 0.1, "weight_decay": 0.1} for params in (matrices, vectors)]
+        return model, MuonAdamW(groups[:1], groups[1:], fused=False)
+
+    def run(model, optimizer, steps):
+        for _ in range(steps):
+            model(torch.ones(2, 4)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    model, optimizer = make()
+    run(model, optimizer, 4)
+    halfway, first = make()
+    run(halfway, first, 2)
+    resumed, second = make()
+    resumed.load_state_dict(halfway.state_dict())
+    second.load_state_dict(first.state_dict())
+    run(resumed, second, 2)
+    for name, parameter in model.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], parameter, atol=0, rtol=0)
+    with pytest.raises(ValueError, match="matrices"):
+        MuonAdamW([{"params": [torch.nn.Parameter(torch.zeros(3))], "lr": 1.0, "weight_decay": 0.0}], [])
+
+
+################
+# Whole runs
+################
+
+
+def launch(stage, checkpoint, repos, output, *arguments, processes=1, config="cpu.yaml", environment=None):
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", str(ROOT / "recipes" / "accelerate_configs" / config)]
+    command += ["--num_processes", str(processes), str(ROOT / "recipes" / f"{stage}.py")]
+    command += ["--model_name_or_path", str(checkpoint), "--output_dir", str(output)]
+    command += ["--dataset_paths", *map(str, repos), "--image_size", "28", "--dataloader_num_workers", "0"]
+    command += ["--gradient_accumulation_steps", "1", "--report_to", "none", *map(str, arguments)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+    )
+
+
+def losses_of(output):
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+
+SHORT = ["--max_steps", 4, "--eval_steps", 2, "--save_steps", 2, "--logging_steps", 1, "--seed", 3]
+SHORT += ["--per_device_train_batch_size", 2, "--freeze_text_layers", 0, "--bf16", "false"]
+
+
+def test_stage_2_as_a_user_launches_it(checkpoint, repos, tmp_path):
+    """The stage's own YAML with LoRA, mixing and view dropout: trains, evaluates, saves merged, loads, resumes."""
+    whole = tmp_path / "whole"
+    result = launch("stage2", checkpoint, repos, whole, *SHORT)
+    assert result.returncode == 0, result.stderr[-3000:]
+    evaluations = [
+        entry
+        for entry in json.loads((whole / "trainer_state.json").read_text())["log_history"]
+        if "eval_exact_match" in entry
+    ]
+    assert [entry["step"] for entry in evaluations] == [2, 4]
+    assert {path.name for path in whole.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+
+    model = load_model(str(whole), "sdpa")
+    assert model.config.use_cache and model.config.text_config.use_cache
+    before, after = load_file(checkpoint / "model.safetensors"), load_file(whole / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(".projector." in name for name in changed)
+    assert any("layers.1.self_attn.q_proj" in name for name in changed)  # the merged LoRA
+    assert not any(".vision_model." in name or "layers.0." in name or ".mlp." in name for name in changed)
+    assert AutoModelForImageTextToText.from_pretrained(whole).config.image_token_id == model.config.image_token_id
+
+    # Interrupted after the second step and resumed: the same losses, the same weights.
+    halves = tmp_path / "halves"
+    result = launch("stage2", checkpoint, repos, halves, *SHORT)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for path in [*halves.glob("*.safetensors"), *(halves / "checkpoint-4").iterdir()]:
+        path.unlink()
+    (halves / "checkpoint-4").rmdir()
+    result = launch("stage2", checkpoint, repos, halves, *SHORT)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert losses_of(halves) == losses_of(whole)
+    resumed = load_file(halves / "model.safetensors")
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in after.items())
+
+
+def test_two_processes_train_like_one(checkpoint, repos, tmp_path):
+    """Catches processes that see the same packs, and a loss normalised per process: the batch of 4 is the same."""
+    arguments = [
+        "--max_steps",
+        2,
+        "--eval_strategy",
+        "no",
+        "--save_strategy",
+        "no",
+        "--load_best_model_at_end",
+        "false",
+    ]
+    arguments += ["--logging_steps", 1, "--bf16", "false", "--lora_dropout", 0.0, "--freeze_text_layers", 0]
+    one, two = tmp_path / "one", tmp_path / "two"
+    result = launch("stage2", checkpoint, repos, one, *arguments, "--per_device_train_batch_size", 4)
+    assert result.returncode == 0, result.stderr[-3000:]
+    result = launch(
+        "stage2", checkpoint, repos, two, *arguments, "--per_device_train_batch_size", 2,
+        processes=2, config="cpu_multi.yaml",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    for step, loss in losses_of(one).items():
+        assert losses_of(two)[step] == pytest.approx(loss, abs=1e-4)
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, two))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_zero_3_with_two_processes(checkpoint, repos, tmp_path):
+    """ZeRO-3 as on GPUs, over gloo: partitioned parameters train, generate in the evaluation and come back whole."""
+    output = tmp_path / "zero3"
+    result = launch(
+        "stage2", checkpoint, repos, output, "--max_steps", 2, "--eval_steps", 2, "--save_steps", 2,
+        "--logging_steps", 1, "--per_device_train_batch_size", 1, "--freeze_text_layers", 0,
+        processes=2, config="zero3.yaml", environment={"DS_ACCELERATOR": "cpu"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert set(losses_of(output)) == {1, 2}
+    before, after = load_file(checkpoint / "model.safetensors"), load_file(output / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in before.items()} == {n: t.shape for n, t in after.items()}
+    assert any(".projector." in name and not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_stage_1_trains_everything_without_lora(checkpoint, repos, tmp_path):
+    """Catches parts of a model from scratch that stay as they were."""
+    output = tmp_path / "stage1"
+    config = ROOT / "recipes" / "configs" / "rooms" / "stage1.yaml"
+    result = launch(
+        "stage1", checkpoint, repos[:1], output, "--config", config, "--max_steps", 3, "--eval_strategy", "no",
+        "--save_strategy", "no", "--load_best_model_at_end", "false", "--per_device_train_batch_size", 2,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    before, after = load_file(checkpoint / "model.safetensors"), load_file(output / "model.safetensors")
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert all(name.endswith(("mask_token", "null_embedding")) for name in same), same
+
+
+def test_bad_data_stops_a_run_before_training(checkpoint, repos, tmp_path):
+    result = launch("stage2", checkpoint, repos, tmp_path / "out", "--train_split", "val", "--eval_split", "val")
+    assert result.returncode == 1
+    assert "share 2 scenes" in result.stderr and "Traceback" not in result.stderr.split("stage2.py:")[0]
