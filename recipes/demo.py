@@ -19,6 +19,8 @@ import torch
 
 RECIPES = Path(__file__).parent
 
+# Without these glibc returns every large tensor to the system and takes it back, page by page, in the next step.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2 << 30)}
 # Scenes, single pictures, views per scene and their size in pixels; what a smoke run overrides in every recipe.
 FULL = {"scenes": 1600, "pictures": 6000, "views": 4, "image_size": 84, "overrides": []}
 SMOKE_OVERRIDES = ["--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps"]
@@ -64,24 +66,27 @@ def run_demo(output: Path, size: dict):
     convert = python + ["modeling_vggt_qwen3.convert_vggt_qwen3_to_hf", "tiny"]
     step(output / "tiny", convert + ["--output", output / "tiny", "--image-size", size["image_size"]])
 
-    for blind in ([], ["--blind", "true"]):
-        stage1, stage2 = (output / ("blind_" * bool(blind) + stage) for stage in ("stage1", "stage2"))
-        for stage, model, target, datasets in (
-            ("stage1", output / "tiny", stage1, [data / "instruct"]),
-            ("stage2", stage1, stage2, [data / "scanqa", data / "sqa3d"]),
-        ):
-            step(
-                target / "train_results.json",  # the last thing a stage writes
-                launcher() + [RECIPES / f"{stage}.py", "--config", RECIPES / "configs" / "rooms" / f"{stage}.yaml"]
-                + ["--model_name_or_path", model, "--output_dir", target, "--dataset_paths", *datasets]
-                + blind + size["overrides"],
-            )  # fmt: skip
+    instruct, questions = [data / "instruct"], [data / "scanqa", data / "sqa3d"]
+    # Pictures are all that stage 1 could teach, so the blind model starts where the other one did.
+    for stage, name, model, datasets, blind in (
+        ("stage1", "stage1", "tiny", instruct, []),
+        ("stage2", "stage2", "stage1", questions, []),
+        ("stage2", "blind", "tiny", questions, ["--blind", "true"]),
+    ):
+        target = output / name
+        step(
+            target / "train_results.json",  # the last thing a stage writes
+            launcher() + [RECIPES / f"{stage}.py", "--config", RECIPES / "configs" / "rooms" / f"{stage}.yaml"]
+            + ["--model_name_or_path", output / model, "--output_dir", target, "--dataset_paths", *datasets]
+            + blind + size["overrides"],
+        )  # fmt: skip
+    for name, blind in (("stage2", []), ("blind", ["--blind"])):
         for dataset, split in (("scanqa", "test_w_obj"), ("sqa3d", "test")):
-            scores = output / "scores" / ("blind_" * bool(blind) + dataset)
+            scores = output / "scores" / name / dataset
             step(
                 scores / "metrics.json",
-                python + ["recipes.eval", "--model", stage2, "--dataset", data / dataset, "--split", split]
-                + ["--output", scores] + (["--blind"] if blind else []),
+                python + ["recipes.eval", "--model", output / name, "--dataset", data / dataset, "--split", split]
+                + ["--output", scores, *blind],
             )  # fmt: skip
     run(python + ["recipes.summary", "--demo", output])
 
@@ -106,8 +111,8 @@ def run(command: list):
     command = list(map(str, command))
     print(f"\n$ {shlex.join(command)}", flush=True)
     # `accelerate launch` would give a process a single thread.
-    threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": threads})
+    defaults = {"OMP_NUM_THREADS": str(os.cpu_count()), **MALLOC}
+    subprocess.run(command, check=True, env=defaults | os.environ)
 
 
 if __name__ == "__main__":

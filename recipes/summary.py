@@ -36,8 +36,8 @@ def main():
 def summarize(demo: Path):
     table = []
     for dataset in SPLITS:
-        seeing = read_predictions(demo / "scores" / dataset)
-        blind = read_predictions(demo / "scores" / f"blind_{dataset}")
+        seeing = read_predictions(demo / "scores" / "stage2" / dataset)
+        blind = read_predictions(demo / "scores" / "blind" / dataset)
         scores, blind_scores, constant = score(seeing), score(blind), most_frequent_answer(seeing)
         rows = [(name, entry, blind_scores["types"][name]) for name, entry in scores["types"].items()]
         for name, entry, blind_entry in [*rows, ("all", scores, blind_scores)]:
@@ -51,7 +51,7 @@ def summarize(demo: Path):
 
     source = SceneDataset(str(demo / "data" / "scanqa"), SPLITS["scanqa"])
     examples, types = [], set()
-    for row in read_predictions(demo / "scores" / "scanqa"):
+    for row in read_predictions(demo / "scores" / "stage2" / "scanqa"):
         if row["question_type"] not in types and len(examples) < 3:
             types.add(row["question_type"])
             examples.append((source.views(source.scene_ids.index(row["scene_id"]))[0], row))
@@ -59,7 +59,7 @@ def summarize(demo: Path):
     draw_examples(examples, demo / "examples.png")
     histories = {
         name: json.loads((demo / name / "trainer_state.json").read_text())["log_history"]
-        for name in ("stage1", "stage2", "blind_stage1", "blind_stage2")
+        for name in ("stage1", "stage2", "blind")
     }
     draw_loss(histories, demo / "loss.png")
     print(f"\nPictures: {demo / 'examples.png'}, {demo / 'loss.png'}, {demo / 'rooms' / 'preview.png'}")

@@ -8,13 +8,12 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from toys import toy_config, toy_geometry, toy_model, toy_processor, toy_views
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Model
 from recipes.training.collator import PackCollator, chat_prompt
 from recipes.training.sft import load_model
-
-from .toys import toy_config, toy_geometry, toy_model, toy_processor, toy_views
 
 
 PROJECTORS = ["mlp", "perceiver"]

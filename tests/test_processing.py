@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toys import toy_config, toy_geometry, toy_processor, toy_views
 
 from data_scripts.synthetic import CATEGORIES, COLORS
 from modeling_vggt_qwen3 import VggtQwen3ImageProcessorPil
 from modeling_vggt_qwen3.convert_vggt_qwen3_to_hf import create_tiny_tokenizer
 from modeling_vggt_qwen3.geometry_vggt_qwen3 import relative_extrinsics
-
-from .toys import toy_config, toy_geometry, toy_processor, toy_views
 
 
 @pytest.fixture(scope="module", params=["mlp", "perceiver"])

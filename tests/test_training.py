@@ -14,6 +14,7 @@ import torch
 import yaml
 from datasets import load_dataset
 from safetensors.torch import load_file
+from toys import toy_config, toy_model, toy_processor, write_toy_repo
 from transformers import AutoModelForImageTextToText
 
 from recipes.training.arguments import CONFIGS, ModelArguments, parse_arguments
@@ -22,8 +23,6 @@ from recipes.training.data import Pack, PackDataset, PackSampler, SceneDataset, 
 from recipes.training.muon import MuonAdamW, orthogonalize
 from recipes.training.sft import load_model
 from recipes.training.trainer import freeze_and_adapt
-
-from .toys import toy_config, toy_model, toy_processor, write_toy_repo
 
 
 ROOT = Path(__file__).parent.parent

@@ -253,7 +253,7 @@ def _place_cameras(rng: np.random.Generator, side: np.ndarray, pieces: list[Piec
 
 
 def _close_up_cameras(rng: np.random.Generator, pieces: list[Piece], views: int) -> np.ndarray:
-    """Cameras that look at the middle of the pieces from about as far as it takes to see them whole, up to twice that.
+    """Cameras that look at the middle of the pieces from about as far as it takes to see them whole.
 
     They may stand behind a wall: walls are seen from their inner side only.
     """
@@ -267,7 +267,7 @@ def _close_up_cameras(rng: np.random.Generator, pieces: list[Piece], views: int)
     fitting = np.linalg.norm(points - middle, axis=1).max() / np.tan(np.radians(FIELD_OF_VIEW / 2))
     poses = []
     while len(poses) < views:
-        distance = fitting * rng.uniform(0.75, 2.0)
+        distance = fitting * rng.uniform(0.75, 1.4)
         azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(15, 40))
         toward = np.array(
             [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)]

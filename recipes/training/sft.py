@@ -36,16 +36,18 @@ def main(default_config: Path):
     transformers.logging.set_verbosity_warning()
     set_seed(training_arguments.seed)
     try:
-        train(model_arguments, data_arguments, training_arguments)
-    except ValueError as error:
+        trainer = make_trainer(model_arguments, data_arguments, training_arguments)
+    except (OSError, ValueError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    run(trainer, model_arguments)
 
 
-def train(model_arguments, data_arguments, training_arguments):
+def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwen3Trainer:
     """
-    Trains, and leaves in `output_dir` the best checkpoint as a model that `from_pretrained` loads (LoRA merged).
+    Loads data and model, and checks both before any step is taken.
 
     Raises:
+        OSError: if the checkpoint cannot be found.
         ValueError: for settings, data or checkpoints that cannot be trained with.
     """
     ################
@@ -80,10 +82,7 @@ def train(model_arguments, data_arguments, training_arguments):
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%s parameters train, in %s packs of %s datasets", trainable, len(train_dataset), len(train_sources))
 
-    ################
-    # Training
-    ################
-    trainer = VggtQwen3Trainer(
+    return VggtQwen3Trainer(
         model=model,
         args=training_arguments,
         train_dataset=train_dataset,
@@ -92,18 +91,26 @@ def train(model_arguments, data_arguments, training_arguments):
         data_arguments=data_arguments,
         eval_sources=eval_sources,
     )
-    resume = training_arguments.resume_from_checkpoint
+
+
+def run(trainer: VggtQwen3Trainer, model_arguments):
+    """Trains, and leaves in `output_dir` the best checkpoint as a model that `from_pretrained` loads (LoRA merged)."""
+    ################
+    # Training
+    ################
+    resume = trainer.args.resume_from_checkpoint
     if resume == "auto":
-        resume = get_last_checkpoint(training_arguments.output_dir)
+        resume = get_last_checkpoint(trainer.args.output_dir) if Path(trainer.args.output_dir).is_dir() else None
     result = trainer.train(resume_from_checkpoint=None if resume == "none" else resume)
     trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
     trainer.save_state()
 
     ################
     # Saving
     ################
     save(trainer, model_arguments)
+    # Last, so that whoever finds this file finds a whole model.
+    trainer.save_metrics("train", result.metrics)
 
 
 def load_model(path: str, attn_implementation: str) -> VggtQwen3ForConditionalGeneration:
