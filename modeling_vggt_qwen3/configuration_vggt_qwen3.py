@@ -109,6 +109,8 @@ class VggtQwen3Config(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        # Saving names the class that is saved; AutoModel has to find its own as well.
+        self.auto_map = {"AutoModel": "modeling_vggt_qwen3.VggtQwen3Model"} | (getattr(self, "auto_map", None) or {})
         # Tying is the language model's business, but transformers reads it from the outermost config.
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         pairs = self.vision_config.num_hidden_layers

@@ -430,6 +430,14 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixi
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> VggtQwen3ImageFeatures:
         return self.model.get_image_features(pixel_values, **kwargs)
 
+    def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size: int = 1, inputs_embeds=None):
+        # For beams, transformers repeats the image tokens of each text; the geometry tokens have to follow.
+        expanded = super()._expand_multimodal_outputs(input_ids, mm_encoder_output, expand_size, inputs_embeds)
+        if "image" in expanded:
+            geometry = expanded["image"].geometry_embeddings
+            expanded["image"].geometry_embeddings = [tokens for tokens in geometry for _ in range(expand_size)]
+        return expanded
+
     @can_return_tuple
     def forward(
         self,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model as a whole: every view counts, packing is exact, checkpoints come back bit for bit."""
 
-import shutil
+import os
 import subprocess
 import sys
 
@@ -113,20 +113,21 @@ def test_packed_loss_and_gradients_equal_unpacked(attn_implementation, blind):
         for views, questions in ((3, 3), (2, 1))
     ]
     unpacked = [scene | {"questions": [question]} for scene in scenes for question in scene["questions"]]
+    has_backward = attn_implementation != "flex_attention"  # torch has none for flex_attention on a CPU
     results = []
     for batches in ([scenes], [[example] for example in unpacked]):
         model.zero_grad()
-        loss = 0.0
-        for examples in batches:
-            batch = collate(examples)
-            loss = loss + model(**batch, num_items_in_batch=torch.tensor(12)).loss
-        loss.backward()
-        results.append((loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+        with torch.set_grad_enabled(has_backward):
+            losses = [model(**collate(examples), num_items_in_batch=torch.tensor(12)).loss for examples in batches]
+        if has_backward:
+            sum(losses).backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        results.append((sum(losses).detach(), gradients))
     (packed_loss, packed), (single_loss, single) = results
     torch.testing.assert_close(packed_loss, single_loss, atol=1e-6, rtol=1e-6)
-    assert packed.keys() == single.keys()
+    assert packed.keys() == single.keys() and bool(packed) == has_backward
     for name, gradient in packed.items():
-        torch.testing.assert_close(gradient, single[name], atol=1e-6, rtol=1e-4, msg=name)
+        assert (gradient - single[name]).abs().max() <= 1e-4 * single[name].abs().max().clamp(min=1e-3), name
 
 
 def test_packing_refuses_windowed_attention():
@@ -243,6 +244,16 @@ def test_another_language_model():
     assert last_logits(model, make_inputs(model)).isfinite().all()
 
 
+# The package is installed for development; a stranger does not have it.
+HIDE_PACKAGE = """
+import sys
+class Hide:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "modeling_vggt_qwen3":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hide)
+"""
 FRESH_PROCESS = """
 import sys, torch
 from safetensors.torch import load_file, save_file
@@ -274,14 +285,11 @@ def test_saved_checkpoint_gives_the_same_logits_in_a_fresh_process(remote, tmp_p
     inputs = dict(make_inputs(model))
     save_file(inputs, folder / "inputs.safetensors")
     script = FRESH_PROCESS.format(imports="" if remote else "import modeling_vggt_qwen3", remote=remote)
-    # -P and an empty working directory: nothing but the folder; -S would lose site-packages, so the editable install
-    # is hidden by a finder that refuses the package.
-    hide = "import sys\nsys.meta_path.insert(0, type('Hide', (), {'find_spec': staticmethod(lambda name, *a: (_ for _ in ()).throw(ModuleNotFoundError(name)) if name == 'modeling_vggt_qwen3' else None)}))\n"
     (tmp_path / "empty").mkdir()
     result = subprocess.run(
-        [sys.executable, "-P", "-c", (hide if remote else "") + script, str(folder)],
+        [sys.executable, "-P", "-c", (HIDE_PACKAGE if remote else "") + script, str(folder)],
         cwd=tmp_path / "empty",
-        env=_environment(tmp_path),
+        env=os.environ | {"HF_HOME": str(tmp_path / "hf")},
         capture_output=True,
         text=True,
     )
@@ -291,12 +299,6 @@ def test_saved_checkpoint_gives_the_same_logits_in_a_fresh_process(remote, tmp_p
     with torch.no_grad():
         assert torch.equal(outputs["logits"], model(**inputs).logits)
         assert torch.equal(outputs["hidden_states"], model.model(**inputs).last_hidden_state)
-
-
-def _environment(tmp_path):
-    import os
-
-    return os.environ | {"HF_HOME": str(tmp_path / "hf")}
 
 
 def test_auto_classes_are_registered(tmp_path):
@@ -333,7 +335,6 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = VggtQwen3ForConditionalGeneration.from_pretrained(tmp_path)
     assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
-    shutil.rmtree(tmp_path)
 
 
 @pytest.mark.parametrize(

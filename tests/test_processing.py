@@ -139,7 +139,7 @@ def test_several_turns_show_the_views_once(processor):
     [
         ({"images": [], "text": "a"}, "empty list of views"),
         ({"images": "views", "text": ["a", "b"]}, "1 scenes for 2 texts"),
-        ({"images": None, "text": "a", "geometry": {}}, "no images"),
+        ({"images": None, "text": "a", "geometry": {}}, "there are none"),
         ({"images": "views", "text": "<|image_pad|><|image_pad|>"}, "has 2 .* placeholders and 2 views"),
         ({"images": "views", "text": "a", "geometry": [None, None]}, "2 geometries for 1 scenes"),
         ({"images": "views", "text": "a", "geometry": "three"}, r"shape \(2, 3, 3\).*got \(3, 3, 3\)"),

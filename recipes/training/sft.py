@@ -121,7 +121,10 @@ def load_model(path: str, attn_implementation: str) -> VggtQwen3ForConditionalGe
         ValueError: if keys are missing, unexpected or of the wrong shape: nothing is filled in silently.
     """
     model, info = VggtQwen3ForConditionalGeneration.from_pretrained(
-        path, attn_implementation=attn_implementation, output_loading_info=True
+        path,
+        attn_implementation=attn_implementation,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # not ignored: reported below, by name
     )
     problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(problems.values()):
@@ -134,8 +137,7 @@ def save(trainer: VggtQwen3Trainer, model_arguments):
     """Writes model and processor to the output directory; a LoRA adapter to `adapter/`, and merged beside it."""
     output_dir = Path(trainer.args.output_dir)
     # Training switches the cache off; generation wants it.
-    for config in (trainer.model.config, trainer.model.config.text_config):
-        config.use_cache = True
+    trainer.model.config.use_cache = True
     if not isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel):
         trainer.save_model()
     else:

@@ -58,7 +58,8 @@ def freeze_and_adapt(model: VggtQwen3ForConditionalGeneration, arguments: ModelA
         modules_to_save=["projector", "geometry_encoder"] + ["vision_model"] * (not arguments.freeze_vision),
         task_type="CAUSAL_LM",
     )
-    adapted_model = get_peft_model(model, config)
+    # ZeRO-3 keeps all that trains in one buffer, of one dtype; otherwise adapters are better kept in float32.
+    adapted_model = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     if not arguments.freeze_vision:
         # As in VggtModel: PEFT's trainable copy of the encoder must not count the mask token as trained either.
         for name, parameter in adapted_model.named_parameters():
