@@ -50,10 +50,12 @@ def summarize(demo: Path):
     print(format_table(["questions", "number", "model", "blind", "difference", "most frequent answer"], table))
 
     source = SceneDataset(str(demo / "data" / "scanqa"), SPLITS["scanqa"])
-    examples, types = [], set()
+    # The first question of each of three types, each about a room of its own.
+    examples, types, scenes = [], set(), set()
     for row in read_predictions(demo / "scores" / "stage2" / "scanqa"):
-        if row["question_type"] not in types and len(examples) < 3:
+        if row["question_type"] not in types and row["scene_id"] not in scenes and len(examples) < 3:
             types.add(row["question_type"])
+            scenes.add(row["scene_id"])
             examples.append((source.views(source.scene_ids.index(row["scene_id"]))[0], row))
             print(f"\n{row['question']}\n  model: {row['prediction']}    reference: {row['references'][0]}")
     draw_examples(examples, demo / "examples.png")
