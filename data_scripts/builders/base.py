@@ -7,6 +7,7 @@ scenes by `scene_id`. `data_scripts.builders.repo` runs both and makes a repo of
 
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,23 +118,23 @@ class PreparationBuilder(GeneratorBasedBuilder):
     SCENES_PER_BATCH: ClassVar[int]
 
     @classmethod
+    @abstractmethod
     def read_annotations(cls, files: Iterable[Path]) -> Annotations:
         """Reads and checks the annotation files; raises `InputError`."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def scene_exists(cls, root: Path, scene_id: str) -> bool:
         """Whether `root` holds the scene at all."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def scene_files(cls, root: Path, scene_id: str) -> Iterator[Path]:
         """The raw files of a scene, in a fixed order, for the fingerprint."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_scene(self, scene_id: str) -> dict[str, Any]:
         """A row of `scenes` without its `scene_id`; raises `UnreadableFileError` if the scene cannot be used."""
-        raise NotImplementedError
 
     def _info(self) -> DatasetInfo:
         return DatasetInfo(features=SCENES_FEATURES if self.config.name == "scenes" else QA_FEATURES)
