@@ -22,7 +22,7 @@ from recipes.training.collator import PackCollator
 from recipes.training.data import Pack, PackDataset, PackSampler, SceneDataset, check_disjoint
 from recipes.training.muon import MuonAdamW, orthogonalize
 from recipes.training.sft import load_model
-from recipes.training.trainer import freeze_and_adapt
+from recipes.training.trainer import VggtQwen3Trainer, freeze_and_adapt
 
 
 ROOT = Path(__file__).parent.parent
@@ -260,6 +260,43 @@ def test_freezing_and_lora_train_just_what_they_say(freeze_vision, repos):
     moved = {name: not torch.equal(p, {**trainable, **frozen}[name]) for name, p in model.named_parameters()}
     assert [name for name in trainable if not moved[name] and "null_embedding" not in name] == []
     assert [name for name in frozen if moved[name]] == []
+
+
+def test_freeze_text_leaves_projector_and_geometry_encoder():
+    """Catches a stage 1 that trains the language model as well."""
+    model = freeze_and_adapt(toy_model(), ModelArguments(model_name_or_path="", freeze_text=True))
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trainable and all(".projector." in name or ".geometry_encoder." in name for name in trainable)
+
+
+@pytest.mark.parametrize("muon", [[], ["--muon_learning_rate", "0.04"]])
+def test_each_module_has_its_learning_rate(muon, repos, tmp_path):
+    """Catches learning rates that are read and dropped, and decay on norms and biases."""
+    argv = ["--output_dir", str(tmp_path), "--report_to", "none", "--learning_rate", "0.01", "--weight_decay", "0.1"]
+    argv += ["--projector_learning_rate", "0.02", "--vision_learning_rate", "0.03", "--freeze_vision", "false"]
+    _, data, training = parse_arguments(CONFIGS / "rooms" / "stage1.yaml", argv + muon)
+    if not muon:
+        training.muon_learning_rate = None
+    model = toy_model()
+    source = SceneDataset(str(repos[0]), "train")
+    trainer = VggtQwen3Trainer(
+        model=model,
+        args=training,
+        train_dataset=PackDataset([source], 4),
+        data_collator=PackCollator(toy_processor(model.config)),
+        data_arguments=data,
+        eval_sources=[source],
+    )
+    group_of = {id(p): group for group in trainer.create_optimizer().param_groups for p in group["params"]}
+    trainable = {name: group_of[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    assert len(group_of) == len(trainable)
+    expected = {"model.projector": 0.02, "model.geometry_encoder": 0.02, "model.vision_model": 0.03}
+    for name, group in trainable.items():
+        rate = next((rate for prefix, rate in expected.items() if name.startswith(prefix)), 0.01)
+        assert group["lr"] == (0.04 if group.get("use_muon") else rate), name
+        assert "bias" not in name or group["weight_decay"] == 0.0
+    assert any(group.get("use_muon") for group in trainable.values()) == bool(muon)
+    assert trainable["model.projector.input_proj.weight"]["weight_decay"] == 0.1
 
 
 def test_frozen_layers_that_do_not_exist_are_refused():

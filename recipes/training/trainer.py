@@ -7,7 +7,7 @@ import time
 
 import torch
 from accelerate.utils import gather_object
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import speed_metrics
@@ -28,7 +28,7 @@ def freeze_and_adapt(model: VggtQwen3ForConditionalGeneration, arguments: ModelA
     what trains beside it is saved whole with the adapter (`modules_to_save`).
 
     Returns:
-        The model itself, or a `PeftModel` around it.
+        The model itself, or a PEFT model around it.
 
     Raises:
         ValueError: if a frozen layer does not exist, or the LoRA targets match nothing.
@@ -170,4 +170,4 @@ class VggtQwen3Trainer(Trainer):
         return metrics
 
 
-__all__ = ["VggtQwen3Trainer", "freeze_and_adapt", "PeftModel"]
+__all__ = ["VggtQwen3Trainer", "freeze_and_adapt"]
