@@ -16,6 +16,7 @@ INSTALL_REQUIRES = [
     "numpy>=2.4",
     "peft>=0.21",
     "pillow>=13.0",
+    "plyfile>=1.1",
     "pyyaml>=6.0.3",
     "safetensors>=0.8",
     "tensorboard>=2.21",
@@ -25,8 +26,9 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
-    "dev": ["pytest>=9.2", "ruff>=0.17.6"],
+    "dev": ["pycocoevalcap>=1.2", "pytest>=9.2", "ruff>=0.17.6", "trimesh>=5.2"],
     "metrics": ["pycocoevalcap>=1.2"],
+    "scene": ["trimesh>=5.2"],
 }
 
 README = Path(__file__).parent / "README.md"
@@ -56,6 +58,7 @@ setup(
         "recipes": [
             "configs/**/*.yaml",
             "configs/**/*.json",
+            "evaluation/*.html",
             "accelerate_configs/*.yaml",
             "accelerate_configs/*.json",
             "slurm/*",

@@ -28,6 +28,11 @@ class VggtConfig(PreTrainedConfig):
         backbone_layer_norm_eps (`float`): Epsilon of the backbone's layer norms.
         layer_scale_init_value (`float`): Initial LayerScale of the alternating blocks.
         backbone_layer_scale_init_value (`float`): Initial LayerScale of the backbone.
+        camera_head_num_layers (`int`): Blocks of the camera head; 0 for a model without one.
+        depth_head_layers (`list[int]`): The four alternating pairs (0-based, negative from the end) whose patch
+            tokens the depth head reads, the finest level first; empty for a model without one.
+        depth_head_neck_hidden_sizes (`list[int]`): Channels of the depth head's four levels.
+        depth_head_fusion_hidden_size (`int`): Channels in which the depth head fuses them.
         image_mean, image_std (`list[float]`): Normalisation that the network itself applies to RGB in [0, 1].
         initializer_range (`float`): Standard deviation of newly initialised linear layers.
     """
@@ -48,6 +53,10 @@ class VggtConfig(PreTrainedConfig):
     backbone_layer_norm_eps: float = 1e-6
     layer_scale_init_value: float = 0.01
     backbone_layer_scale_init_value: float = 1.0
+    camera_head_num_layers: int = 4
+    depth_head_layers: list[int] | tuple[int, ...] = (4, 11, 17, 23)
+    depth_head_neck_hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024, 1024)
+    depth_head_fusion_hidden_size: int = 256
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
     initializer_range: float = 0.02
@@ -61,6 +70,25 @@ class VggtConfig(PreTrainedConfig):
             )
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}).")
+        if self.camera_head_num_layers < 0:
+            raise ValueError(f"camera_head_num_layers must not be negative, got {self.camera_head_num_layers}.")
+        if self.depth_head_layers:
+            self._check_depth_head()
+
+    def _check_depth_head(self):
+        layers, pairs = list(self.depth_head_layers), self.num_hidden_layers
+        if len(layers) != 4 or any(not -pairs <= layer < pairs for layer in layers):
+            raise ValueError(
+                f"depth_head_layers {layers} must name four of the encoder's {pairs} alternating pairs (0 to "
+                f"{pairs - 1}, or negative from the end), or be empty for a model without a depth head."
+            )
+        sizes = [*self.depth_head_neck_hidden_sizes, self.depth_head_fusion_hidden_size]
+        if len(sizes) != 5 or any(size <= 0 or size % 4 for size in sizes[:4]) or sizes[4] <= 0 or sizes[4] % 8:
+            raise ValueError(
+                f"depth_head_neck_hidden_sizes {sizes[:-1]} must be four multiples of 4 and "
+                f"depth_head_fusion_hidden_size ({sizes[-1]}) a multiple of 8: the positional embedding needs sine "
+                "and cosine of two coordinates."
+            )
 
 
 @strict
@@ -82,6 +110,11 @@ class VggtQwen3Config(PreTrainedConfig):
             (`int`): Sizes of the perceiver; the `mlp` projector does not read them.
         geometry_hidden_size (`int`): Width inside the geometry encoder.
         geometry_num_depth_bins (`int`): Bins of a view's depth histogram.
+        geometry_source (`"dataset"`, `"predicted"` or `"none"`): What the geometry tokens are made of. `dataset`: the
+            cameras given with the views, and the learned null token for views without. `predicted`: the encoder's
+            own camera head, for every view: cameras given with the views are not read, because metres and the scale
+            of a prediction do not mix (see [`~geometry_vggt_qwen3.prediction_to_geometry_inputs`]). `none`: the
+            learned null token for every view.
         initializer_range (`float`): Standard deviation of newly initialised linear layers.
     """
 
@@ -104,6 +137,7 @@ class VggtQwen3Config(PreTrainedConfig):
     projector_mlp_ratio: int = 4
     geometry_hidden_size: int = 512
     geometry_num_depth_bins: int = 16
+    geometry_source: Literal["dataset", "predicted", "none"] = "dataset"
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
@@ -120,10 +154,18 @@ class VggtQwen3Config(PreTrainedConfig):
                 f"vision_feature_layers {list(self.vision_feature_layers)} must name at least one of the encoder's "
                 f"{pairs} alternating pairs (0 to {pairs - 1}, or negative from the end)."
             )
+        self.check_geometry_source()
         if self.projector_hidden_size % self.projector_num_attention_heads:
             raise ValueError(
                 f"projector_hidden_size ({self.projector_hidden_size}) must be a multiple of "
                 f"projector_num_attention_heads ({self.projector_num_attention_heads})."
+            )
+
+    def check_geometry_source(self):
+        """Raises ValueError if `geometry_source` asks for cameras that the encoder cannot predict."""
+        if self.geometry_source == "predicted" and self.vision_config.camera_head_num_layers == 0:
+            raise ValueError(
+                "geometry_source 'predicted' needs an encoder with a camera head, but its camera_head_num_layers is 0."
             )
 
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes VGGT-Qwen3 checkpoints.
 
+python -m modeling_vggt_qwen3.convert_vggt_qwen3_to_hf convert --vggt facebook/VGGT-1B --text Qwen/Qwen3-4B --output DIR
 python -m modeling_vggt_qwen3.convert_vggt_qwen3_to_hf tiny --output DIR
 
+`convert` makes one checkpoint of the released VGGT and a Qwen3: a file or folder of this machine, or a repo of the Hub.
+The projector and the geometry encoder are new and random; stage 1 trains them.
 `tiny` writes a random model of about two million parameters with a tokenizer of its own, small enough to learn the
 procedural rooms on a CPU.
 """
@@ -12,9 +15,13 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from transformers import GenerationConfig, Qwen2Tokenizer, Qwen3Config, set_seed
+from transformers.dynamic_module_utils import custom_object_save
 
 from modeling_vggt_qwen3 import (
     VggtConfig,
@@ -22,6 +29,17 @@ from modeling_vggt_qwen3 import (
     VggtQwen3ForConditionalGeneration,
     VggtQwen3ImageProcessorPil,
     VggtQwen3Processor,
+)
+from modeling_vggt_qwen3.convert_card import describe_left_out, find_licence, write_documents
+from modeling_vggt_qwen3.convert_inputs import WeightFiles, find_source, load_text_config, load_tokenizer
+from modeling_vggt_qwen3.convert_weights import (
+    check_disk,
+    infer_vggt_config,
+    initialize_new_modules,
+    match_text,
+    match_vggt,
+    plan_dtypes,
+    write_weights,
 )
 from modeling_vggt_qwen3.processing_vggt_qwen3 import CHAT_TEMPLATE
 
@@ -89,6 +107,9 @@ def create_tiny_config(
         backbone_num_hidden_layers=2,
         num_register_tokens=2,
         layer_scale_init_value=1.0,
+        # Nothing trains the heads here, and random ones predict nothing.
+        camera_head_num_layers=0,
+        depth_head_layers=[],
         initializer_range=0.06,
     )
     text_config = Qwen3Config(
@@ -122,15 +143,20 @@ def create_tiny_config(
     )
 
 
-def save_checkpoint(model: VggtQwen3ForConditionalGeneration, processor: VggtQwen3Processor, output: Path):
-    """Writes model, processor and remote code to a temporary sibling of `output`, then moves it there."""
-    if output.exists() and any(output.iterdir()):
+def check_output(output: Path):
+    """Raises FileExistsError if `output` is a file, or a folder with something in it."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not empty.")
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A temporary sibling of `output` to write to, moved there at the end; nothing is left if the block fails."""
+    check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
-        model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
+        yield temporary
         temporary.chmod(0o755)
         if output.exists():
             output.rmdir()
@@ -138,6 +164,13 @@ def save_checkpoint(model: VggtQwen3ForConditionalGeneration, processor: VggtQwe
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def save_checkpoint(model: VggtQwen3ForConditionalGeneration, processor: VggtQwen3Processor, output: Path):
+    """Writes model, processor and remote code to a temporary sibling of `output`, then moves it there."""
+    with new_folder(output) as temporary:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
 
 
 def convert_tiny(output: Path, image_size: int, projector_type: str, seed: int):
@@ -154,17 +187,149 @@ def convert_tiny(output: Path, image_size: int, projector_type: str, seed: int):
     print(f"Wrote a random model of {num_parameters:,} parameters to {output}.")
 
 
+def convert_released(
+    vggt: str,
+    text: str,
+    output: Path,
+    dtype: str = "bfloat16",
+    projector_type: str = "perceiver",
+    vision_feature_layers: Sequence[int] = (4, 11, 17, 23),
+    depth_head_layers: Sequence[int] = (4, 11, 17, 23),
+    rope_theta: float = 100.0,
+    seed: int = 0,
+):
+    """
+    Writes the checkpoint made of the VGGT and the causal language model at two paths or repos to `output`.
+
+    Everything is checked before anything is written: keys, shapes, vocabulary, checksums, disk. Tensors are streamed:
+    never more than one shard is in memory.
+
+    Raises:
+        OSError: if an input does not exist, `output` does, or the disk is too small.
+        ValueError: if an input is damaged, holds code, or is not what it should be.
+    """
+    check_output(output)
+    sources = {"vggt": find_source(vggt), "text": find_source(text)}
+    licences = {part: find_licence(source, part) for part, source in sources.items()}
+    text_config = load_text_config(sources["text"])
+    text_config._name_or_path = sources["text"].repo_id or ""  # no path of this machine travels with the checkpoint
+    tokenizer = load_tokenizer(sources["text"], text_config.vocab_size)
+    weights = {part: WeightFiles(source.path) for part, source in sources.items()}
+    vision_config = infer_vggt_config(weights["vggt"].tensors, depth_head_layers, rope_theta)
+    config = VggtQwen3Config(
+        vision_config=vision_config,
+        text_config=text_config,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        geometry_token_id=tokenizer.convert_tokens_to_ids("<|vision_pad|>"),
+        vision_feature_layers=list(vision_feature_layers),
+        projector_type=projector_type,
+    )
+    processor = create_processor(config, tokenizer)
+    with torch.device("meta"):
+        model = VggtQwen3ForConditionalGeneration._from_config(config, dtype=getattr(torch, dtype))
+    vggt_part, left_out = match_vggt(weights["vggt"], model)
+    text_part = match_text(weights["text"], model)
+    dtypes = plan_dtypes(model, getattr(torch, dtype))
+    shapes = model.state_dict()
+    num_bytes = sum(shapes[name].numel() * dtype.itemsize for name, dtype in dtypes.items())
+    check_disk(next(parent for parent in output.absolute().parents if parent.exists()), num_bytes)
+    for files in weights.values():
+        files.verify_checksums()
+
+    print(
+        f"VGGT: {vision_config.num_hidden_layers} pairs of width {vision_config.hidden_size}, "
+        f"{vision_config.num_attention_heads} heads, {vision_config.image_size} px, "
+        f"{'a' if vision_config.camera_head_num_layers else 'no'} camera head, "
+        f"{'a' if vision_config.depth_head_layers else 'no'} depth head."
+    )
+    print(describe_left_out(left_out))
+    num_parameters = {
+        name: sum(parameter.numel() for parameter in module.parameters())
+        for name, module in model.model.named_children()
+    }
+    new_tensors = initialize_new_modules(model, seed)
+    new = [
+        f"{name} ({count:,})"
+        for name, count in num_parameters.items()
+        if name not in ("vision_model", "language_model")
+    ]
+    print(f"New, with random parameters (seed {seed}): {', '.join(new)}.")
+
+    with new_folder(output) as folder:
+        write_weights(folder, shapes, dtypes, [vggt_part, text_part], new_tensors)
+        config.architectures = [type(model).__name__]
+        custom_object_save(model, folder, config=config)
+        config.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        text_folder = sources["text"].folder
+        generation_config = GenerationConfig.from_model_config(text_config)
+        if (text_folder / "generation_config.json").is_file():
+            generation_config = GenerationConfig.from_pretrained(text_folder)
+        generation_config.save_pretrained(folder)
+
+        companions = ("config.json", "generation_config.json", *tokenizer.vocab_files_names.values())
+        read = {part: files.files for part, files in weights.items()}
+        read["text"] += [text_folder / name for name in dict.fromkeys(companions) if (text_folder / name).is_file()]
+        write_documents(
+            folder,
+            title=output.resolve().name,
+            sources=sources,
+            licences=licences,
+            files=read,
+            num_parameters=num_parameters,
+            left_out=left_out,
+            dtype=dtype,
+            in_float32=[
+                module
+                for module in sorted(model._keep_in_fp32_modules_strict)
+                if dtype != "float32" and any(module in name.split(".") for name in dtypes)
+            ],
+            seed=seed,
+        )
+    for part, licence in licences.items():
+        print(f"Licence of {sources[part].name}: {licence.identifier} ({licence.origin}).")
+    print(f"Wrote a model of {sum(num_parameters.values()):,} parameters ({num_bytes / 1e9:.2f} GB) to {output}.")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    convert = commands.add_parser("convert", help="the released VGGT and a Qwen3 as one checkpoint")
+    convert.add_argument("--vggt", required=True, help="file, folder or repo of the VGGT")
+    convert.add_argument("--text", required=True, help="folder or repo of the language model")
+    convert.add_argument("--output", type=Path, required=True)
+    convert.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    convert.add_argument("--projector-type", choices=("perceiver", "mlp"), default="perceiver")
+    convert.add_argument(
+        "--vision-feature-layers",
+        type=int,
+        nargs="+",
+        default=[4, 11, 17, 23],
+        help="alternating pairs that the projector reads",
+    )
+    convert.add_argument(
+        "--depth-head-layers",
+        type=int,
+        nargs="+",
+        default=[4, 11, 17, 23],
+        help="alternating pairs that the depth head reads; the tensors do not tell",
+    )
+    convert.add_argument(
+        "--rope-theta",
+        type=float,
+        default=100.0,
+        help="base of the rotary embedding's frequencies; the tensors do not tell",
+    )
+    convert.add_argument("--seed", type=int, default=0, help="of the new modules' random parameters")
     tiny = commands.add_parser("tiny", help="a random tiny checkpoint for the procedural rooms")
     tiny.add_argument("--output", type=Path, required=True)
     tiny.add_argument("--image-size", type=int, default=84, help="side of a view in pixels, a multiple of 14")
     tiny.add_argument("--projector-type", choices=("mlp", "perceiver"), default="mlp")
     tiny.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = vars(parser.parse_args())
+    command = {"convert": convert_released, "tiny": convert_tiny}[arguments.pop("command")]
     try:
-        convert_tiny(arguments.output, arguments.image_size, arguments.projector_type, arguments.seed)
+        command(**arguments)
     except (OSError, ValueError) as error:
         sys.exit(f"{parser.prog}: {error}")
 

@@ -1,153 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VGGT's aggregator: DINOv2 patch tokens of several views, mixed by alternating frame and global attention.
+"""VGGT: DINOv2 patch tokens of several views, mixed by alternating frame and global attention; cameras and depth.
 
 Wang et al., "VGGT: Visual Geometry Grounded Transformer", CVPR 2025, arXiv 2503.11651.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_vggt_qwen3 import VggtConfig
+from .geometry_vggt_qwen3 import pose_encoding_to_camera, unproject_depth
+from .modeling_vggt_camera_head import VggtCameraHead
+from .modeling_vggt_depth_head import VggtDepthHead
+from .modeling_vggt_layers import VggtBlock, VggtLayerScale, VggtRotaryEmbedding
 
 
-class VggtRotaryEmbedding(nn.Module):
-    """2-D rotary embedding: the first half of a head rotates by the patch's row, the second half by its column."""
+@dataclass
+class VggtGeometry(ModelOutput):
+    """
+    Cameras and depth of the views of scenes, in the frame and the unit of VGGT: the camera of view 0 is at the origin
+    (up to the prediction's error), OpenCV axes, and the scene's size is about 1.
 
-    inv_freq: torch.Tensor
+    Args:
+        pose_encoding (`[B, V, 9]`): Translation, quaternion (x, y, z, w), vertical and horizontal field of view
+            (radians), after the last iteration.
+        extrinsics (`[B, V, 3, 4]`): World-to-camera.
+        intrinsics (`[B, V, 3, 3]`): Pixels of `pixel_values`.
+        depth (`[B, V, H, W]`): Distance along the optical axis.
+        depth_confidence (`[B, V, H, W]`): At least 1; the larger, the surer.
+        world_points (`[B, V, H, W, 3]`): The depth, unprojected.
+        pose_encodings (tuple of `[B, V, 9]`): After each iteration of the camera head.
+    """
 
-    def __init__(self, config: VggtConfig):
-        super().__init__()
-        self.config = config
-        self.register_buffer("inv_freq", self.compute_inv_freq(config), persistent=False)
-
-    @staticmethod
-    def compute_inv_freq(config: VggtConfig) -> torch.Tensor:
-        half = config.hidden_size // config.num_attention_heads // 2
-        return config.rope_theta ** (-torch.arange(0, half, 2, dtype=torch.float32) / half)  # [head_dim / 4]
-
-    @torch.no_grad()
-    def forward(self, rows: int, columns: int, num_special_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines `[num_special_tokens + rows * columns, head_dim]`, float32, of one view's tokens."""
-        device = self.inv_freq.device
-        row, column = torch.meshgrid(
-            torch.arange(1, rows + 1, device=device), torch.arange(1, columns + 1, device=device), indexing="ij"
-        )
-        patches = torch.stack([row.flatten(), column.flatten()], dim=-1)  # [P, 2]
-        # Camera and register tokens sit at (0, 0), which no patch has.
-        positions = torch.cat([patches.new_zeros(num_special_tokens, 2), patches])  # [1 + R + P, 2]
-        angles = positions[..., None].float() * self.inv_freq.float()  # [1 + R + P, 2, head_dim / 4]
-        angles = torch.cat([angles, angles], dim=-1).flatten(-2)  # [1 + R + P, head_dim]
-        return angles.cos(), angles.sin()
-
-
-def apply_rotary_embedding(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates `[batch, heads, tokens, head_dim]`, each half of the head on its own."""
-    halves = hidden_states.unflatten(-1, (2, 2, -1))
-    rotated = torch.stack([-halves[..., 1, :], halves[..., 0, :]], dim=-2).flatten(-3)
-    return hidden_states * cos + rotated * sin
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    weights = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class VggtAttention(nn.Module):
-    def __init__(self, config: VggtConfig):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.q_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps)
-        self.k_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,  # [batch, tokens, C]
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        input_shape = hidden_states.shape[:-1]
-        query, key, value = self.qkv(hidden_states).view(*input_shape, 3, -1, self.head_dim).unbind(dim=-3)
-        cos, sin = position_embeddings
-        query = apply_rotary_embedding(self.q_norm(query).transpose(1, 2), cos, sin).to(value.dtype)
-        key = apply_rotary_embedding(self.k_norm(key).transpose(1, 2), cos, sin).to(value.dtype)
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, _ = attention_interface(
-            self, query, key, value.transpose(1, 2), attention_mask, dropout=0.0, scaling=self.scaling
-        )
-        return self.proj(output.reshape(*input_shape, -1))
-
-
-class VggtLayerScale(nn.Module):
-    def __init__(self, config: VggtConfig):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((config.hidden_size,), config.layer_scale_init_value))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states * self.gamma
-
-
-class VggtMLP(nn.Module):
-    def __init__(self, config: VggtConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.mlp_ratio * config.hidden_size)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(config.mlp_ratio * config.hidden_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.act(self.fc1(hidden_states)))
-
-
-class VggtBlock(GradientCheckpointingLayer):
-    """Pre-norm transformer block; frame and global blocks differ only in what they are given."""
-
-    def __init__(self, config: VggtConfig):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attn = VggtAttention(config)
-        self.ls1 = VggtLayerScale(config)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = VggtMLP(config)
-        self.ls2 = VggtLayerScale(config)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        hidden_states = hidden_states + self.ls1(
-            self.attn(self.norm1(hidden_states), position_embeddings, attention_mask)
-        )
-        return hidden_states + self.ls2(self.mlp(self.norm2(hidden_states)))
+    pose_encoding: torch.Tensor | None = None
+    extrinsics: torch.Tensor | None = None
+    intrinsics: torch.Tensor | None = None
+    depth: torch.Tensor | None = None
+    depth_confidence: torch.Tensor | None = None
+    world_points: torch.Tensor | None = None
+    pose_encodings: tuple[torch.Tensor, ...] | None = None
 
 
 class VggtPreTrainedModel(PreTrainedModel):
@@ -161,25 +61,28 @@ class VggtPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # Half precision costs centimetres and degrees.
+    _keep_in_fp32_modules_strict = ["camera_head", "depth_head"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, VggtLayerScale):
             init.constant_(module.gamma, self.config.layer_scale_init_value)
-        elif isinstance(module, VggtRotaryEmbedding):
-            # Loading happens on the meta device, where a non-persistent buffer loses its values.
-            init.copy_(module.inv_freq, module.compute_inv_freq(module.config))
+        elif isinstance(module, VggtCameraHead):
+            init.zeros_(module.empty_pose_tokens)
         elif isinstance(module, VggtModel):
             init.normal_(module.camera_token, std=1e-6)
             init.normal_(module.register_token, std=1e-6)
+            # Loading happens on the meta device, where non-persistent buffers lose their values.
             init.copy_(module.image_mean, torch.tensor(self.config.image_mean).view(3, 1, 1))
             init.copy_(module.image_std, torch.tensor(self.config.image_std).view(3, 1, 1))
 
 
 class VggtModel(VggtPreTrainedModel):
     """
-    The VGGT aggregator: a DINOv2 backbone per view, then alternating frame and global attention over all views.
+    The VGGT aggregator: a DINOv2 backbone per view, then alternating frame and global attention over all views; and
+    the heads that [`~VggtModel.predict_geometry`] runs, if `config` has them.
 
     View 0 is the reference frame: it has camera and register tokens of its own, all others share theirs.
     """
@@ -208,6 +111,8 @@ class VggtModel(VggtPreTrainedModel):
         self.rotary_emb = VggtRotaryEmbedding(config)
         self.frame_blocks = nn.ModuleList([VggtBlock(config) for _ in range(config.num_hidden_layers)])
         self.global_blocks = nn.ModuleList([VggtBlock(config) for _ in range(config.num_hidden_layers)])
+        self.camera_head = VggtCameraHead(config) if config.camera_head_num_layers else None
+        self.depth_head = VggtDepthHead(config) if config.depth_head_layers else None
         self.register_buffer("image_mean", torch.tensor(config.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(config.image_std).view(3, 1, 1), persistent=False)
         self.post_init()
@@ -269,8 +174,8 @@ class VggtModel(VggtPreTrainedModel):
         hidden_states = torch.cat([special, patches], dim=1)  # [B * V, N, C]
         num_tokens, channels = hidden_states.shape[1:]
 
-        cos, sin = self.rotary_emb(height // patch_size, width // patch_size, self.num_special_tokens)
-        cos, sin = cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
+        grid = height // patch_size, width // patch_size
+        cos, sin = self.rotary_emb(*grid, self.num_special_tokens, hidden_states.device)
         frame_positions = (cos, sin)
         global_positions = (cos.repeat(num_views, 1), sin.repeat(num_views, 1))
         global_mask = None
@@ -298,6 +203,69 @@ class VggtModel(VggtPreTrainedModel):
             last_hidden_state=output, hidden_states=tuple(kept[layer] for layer in wanted) if wanted else None
         )
 
+    def predict_geometry(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None = None) -> VggtGeometry:
+        r"""
+        Encodes scenes and runs the heads. Only the layers that the heads read are kept.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `[B, V, 3, H, W]`): As in [`~VggtModel.forward`].
+            view_mask (`torch.Tensor` of shape `[B, V]`, *optional*): True for real views; what is returned for
+                padding means nothing.
+
+        Returns:
+            [`VggtGeometry`], float32. Without a camera head only depth and confidence, without a depth head only the
+            cameras.
+
+        Raises:
+            ValueError: if the model has neither head, or as [`~VggtModel.forward`].
+        """
+        self._check_heads()
+        outputs = self(
+            pixel_values, view_mask=view_mask, hidden_state_layers=self.config.depth_head_layers, return_dict=True
+        )
+        return self.decode_geometry(
+            outputs.last_hidden_state, outputs.hidden_states, tuple(pixel_values.shape[-2:]), view_mask
+        )
+
+    def decode_geometry(
+        self,
+        last_hidden_state: torch.Tensor,
+        hidden_states: Sequence[torch.Tensor] | None,
+        image_size: tuple[int, int],
+        view_mask: torch.Tensor | None = None,
+    ) -> VggtGeometry:
+        r"""
+        Runs the heads on what [`~VggtModel.forward`] returned; see [`~VggtModel.predict_geometry`].
+
+        Args:
+            last_hidden_state (`torch.Tensor` of shape `[B, V, 1 + R + P, 2C]`): Output of the last pair.
+            hidden_states (sequence of such tensors, or None without a depth head): Outputs of the pairs
+                `config.depth_head_layers`.
+            image_size (`(int, int)`): Height and width of the views in pixels.
+            view_mask (`torch.Tensor` of shape `[B, V]`, *optional*): True for real views.
+        """
+        self._check_heads()
+        geometry = VggtGeometry()
+        with torch.autocast(last_hidden_state.device.type, enabled=False):
+            if self.camera_head is not None:
+                camera_tokens = last_hidden_state[:, :, 0].to(self.camera_head.token_norm.weight.dtype)
+                encodings = tuple(encoding.float() for encoding in self.camera_head(camera_tokens, view_mask))
+                geometry.pose_encodings, geometry.pose_encoding = encodings, encodings[-1]
+                geometry.extrinsics, geometry.intrinsics = pose_encoding_to_camera(encodings[-1], *image_size)
+            if self.depth_head is not None:
+                depth, confidence = self.depth_head(hidden_states, image_size)
+                geometry.depth, geometry.depth_confidence = depth.float(), confidence.float()
+            if self.camera_head is not None and self.depth_head is not None:
+                geometry.world_points = unproject_depth(geometry.depth, geometry.extrinsics, geometry.intrinsics)
+        return geometry
+
+    def _check_heads(self):
+        if self.camera_head is None and self.depth_head is None:
+            raise ValueError(
+                "This model has neither a camera head nor a depth head (camera_head_num_layers is 0, depth_head_layers "
+                "is empty): it cannot predict geometry."
+            )
+
 
 # Upstream's names on the left. The aggregator's blocks keep upstream's names, its backbone takes DINOv2's of transformers.
 _UPSTREAM_BACKBONE_NAMES = [
@@ -310,6 +278,14 @@ _UPSTREAM_BACKBONE_NAMES = [
     (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layer.\1.attention.o_proj."),
     (r"^blocks\.(\d+)\.", r"encoder.layer.\1."),
 ]
+_UPSTREAM_HEAD_NAMES = [
+    (r"^camera_head\.poseLN_modulation\.1\.", "camera_head.pose_modulation."),
+    (r"^depth_head\.projects\.", "depth_head.projections."),
+    (r"^depth_head\.scratch\.output_conv", "depth_head.output_conv"),
+    (r"^depth_head\.scratch\.layer([1-4])_rn\.", lambda match: f"depth_head.neck_convs.{int(match[1]) - 1}."),
+    (r"^depth_head\.scratch\.refinenet([1-4])\.", lambda match: f"depth_head.fusion_blocks.{int(match[1]) - 1}."),
+    (r"\.resConfUnit([12])\.", r".residual_unit\1."),
+]
 
 
 def convert_vggt_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -317,20 +293,29 @@ def convert_vggt_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, to
     Maps the released VGGT's parameter names to those of [`VggtModel`]; the backbone's fused `qkv` is split in three.
 
     Args:
-        state_dict (`dict[str, torch.Tensor]`): Tensors under upstream names (`aggregator.*`; other heads are not
-            part of the aggregator and are left to the caller).
+        state_dict (`dict[str, torch.Tensor]`): Tensors under upstream names: all of them, or any part.
 
     Returns:
-        `dict[str, torch.Tensor]`: the aggregator's tensors under this project's names.
+        `dict[str, torch.Tensor]`: the same tensors under this project's names.
 
     Raises:
-        ValueError: if a key does not begin with `aggregator.`, naming up to five such keys.
+        ValueError: if a key belongs to none of `aggregator`, `camera_head` and `depth_head` (the point and the track
+            head have no counterpart here), naming up to five such keys.
     """
-    foreign = [key for key in state_dict if not key.startswith("aggregator.")]
+    foreign = [key for key in state_dict if not key.startswith(("aggregator.", "camera_head.", "depth_head."))]
     if foreign:
-        raise ValueError(f"{len(foreign)} keys are not part of VGGT's aggregator: {', '.join(sorted(foreign)[:5])}.")
+        raise ValueError(
+            f"{len(foreign)} keys are not part of VGGT's aggregator, camera head or depth head: "
+            f"{', '.join(sorted(foreign)[:5])}."
+        )
     converted = {}
     for key, tensor in state_dict.items():
+        if not key.startswith("aggregator."):
+            name = key
+            for pattern, replacement in _UPSTREAM_HEAD_NAMES:
+                name = re.sub(pattern, replacement, name)
+            converted[name] = tensor
+            continue
         name = key.removeprefix("aggregator.")
         if not name.startswith("patch_embed."):
             converted[name] = tensor
@@ -348,4 +333,4 @@ def convert_vggt_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, to
     return converted
 
 
-__all__ = ["VggtModel", "VggtPreTrainedModel", "convert_vggt_state_dict"]
+__all__ = ["VggtGeometry", "VggtModel", "VggtPreTrainedModel", "convert_vggt_state_dict"]

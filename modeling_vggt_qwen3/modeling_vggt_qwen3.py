@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """VGGT-Qwen3: the VGGT encoder's tokens of several views, projected into a causal language model."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,16 +9,21 @@ from torch import nn
 from transformers import AutoModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    ModelOutput,
+)
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_vggt_qwen3 import VggtQwen3Config
-from .geometry_vggt_qwen3 import normalized_intrinsics, relative_extrinsics
-from .modeling_vggt import VggtModel, eager_attention_forward
+from .generation_vggt_qwen3 import VggtQwen3GenerationMixin
+from .geometry_vggt_qwen3 import prediction_to_geometry_inputs
+from .modeling_vggt import VggtModel
+from .modeling_vggt_qwen3_projector import PROJECTORS, VggtQwen3GeometryEncoder, VggtQwen3PerceiverProjector
 
 
 @dataclass
@@ -48,164 +53,6 @@ class VggtQwen3CausalLMOutputWithPast(ModelOutput):
     hidden_states: tuple[torch.Tensor] | None = None
     attentions: tuple[torch.Tensor] | None = None
     image_features: VggtQwen3ImageFeatures | None = None
-
-
-class VggtQwen3PerceiverAttention(nn.Module):
-    """Latents attend to `key_value_states`: the visual tokens (cross-attention) or themselves (self-attention)."""
-
-    def __init__(self, config: VggtQwen3Config):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.projector_hidden_size // config.projector_num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.projector_hidden_size, config.projector_hidden_size)
-        self.k_proj = nn.Linear(config.projector_hidden_size, config.projector_hidden_size)
-        self.v_proj = nn.Linear(config.projector_hidden_size, config.projector_hidden_size)
-        self.o_proj = nn.Linear(config.projector_hidden_size, config.projector_hidden_size)
-
-    def forward(
-        self, hidden_states: torch.Tensor, key_value_states: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        query, key, value = (
-            projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection, states in (
-                (self.q_proj, hidden_states),
-                (self.k_proj, key_value_states),
-                (self.v_proj, key_value_states),
-            )
-        )
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, _ = attention_interface(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling)
-        return self.o_proj(output.flatten(-2))
-
-
-class VggtQwen3PerceiverLayer(GradientCheckpointingLayer):
-    def __init__(self, config: VggtQwen3Config):
-        super().__init__()
-        size = config.projector_hidden_size
-        self.cross_attention_norm = nn.LayerNorm(size)
-        self.context_norm = nn.LayerNorm(size)
-        self.cross_attention = VggtQwen3PerceiverAttention(config)
-        self.self_attention_norm = nn.LayerNorm(size)
-        self.self_attention = VggtQwen3PerceiverAttention(config)
-        self.mlp_norm = nn.LayerNorm(size)
-        self.mlp = nn.Sequential(
-            nn.Linear(size, config.projector_mlp_ratio * size),
-            nn.GELU(),
-            nn.Linear(config.projector_mlp_ratio * size, size),
-        )
-
-    def forward(
-        self, latents: torch.Tensor, context: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        latents = latents + self.cross_attention(
-            self.cross_attention_norm(latents), self.context_norm(context), attention_mask
-        )
-        normed = self.self_attention_norm(latents)
-        latents = latents + self.self_attention(normed, normed)
-        return latents + self.mlp(self.mlp_norm(latents))
-
-
-class VggtQwen3PerceiverProjector(nn.Module):
-    """Learned latents that read every patch token of every view of a scene."""
-
-    def __init__(self, config: VggtQwen3Config):
-        super().__init__()
-        self.config = config
-        size = config.projector_hidden_size
-        in_features = 2 * config.vision_config.hidden_size * len(config.vision_feature_layers)
-        self.input_norm = nn.LayerNorm(in_features)
-        self.input_proj = nn.Linear(in_features, size)
-        self.latents = nn.Parameter(torch.zeros(config.projector_num_latents, size))
-        self.layers = nn.ModuleList(
-            [VggtQwen3PerceiverLayer(config) for _ in range(config.projector_num_hidden_layers)]
-        )
-        self.output_norm = nn.LayerNorm(size)
-        self.output_proj = nn.Linear(size, config.text_config.hidden_size)
-
-    def forward(
-        self,
-        features: torch.Tensor,  # [S, V, P, 2C * layers]
-        grid: tuple[int, int],
-        view_mask: torch.Tensor | None = None,  # [S, V]
-    ) -> list[torch.Tensor]:
-        context = self.input_proj(self.input_norm(features)).flatten(1, 2)  # [S, V * P, D]
-        latents = self.latents.expand(context.shape[0], -1, -1)
-        attention_mask = None
-        if view_mask is not None:
-            attention_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=latents,
-                attention_mask=view_mask.bool().repeat_interleave(features.shape[2], dim=1),
-                encoder_hidden_states=context,
-            )
-        for layer in self.layers:
-            latents = layer(latents, context, attention_mask)
-        return list(self.output_proj(self.output_norm(latents)))  # S × [num_latents, hidden_size]
-
-
-class VggtQwen3MLPProjector(nn.Module):
-    """Each 2×2 square of a view's patch tokens becomes one token; an odd last row or column is repeated."""
-
-    def __init__(self, config: VggtQwen3Config):
-        super().__init__()
-        in_features = 4 * 2 * config.vision_config.hidden_size * len(config.vision_feature_layers)
-        self.input_norm = nn.LayerNorm(in_features)
-        self.input_proj = nn.Linear(in_features, config.projector_hidden_size)
-        self.act = nn.GELU()
-        self.output_proj = nn.Linear(config.projector_hidden_size, config.text_config.hidden_size)
-
-    def forward(
-        self, features: torch.Tensor, grid: tuple[int, int], view_mask: torch.Tensor | None = None
-    ) -> list[torch.Tensor]:
-        rows, columns = grid
-        features = features.unflatten(2, grid)  # [S, V, rows, columns, F]
-        if rows % 2:
-            features = torch.cat([features, features[:, :, -1:]], dim=2)
-        if columns % 2:
-            features = torch.cat([features, features[:, :, :, -1:]], dim=3)
-        features = features.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))  # [S, V, rows/2, 2, columns/2, 2, F]
-        features = features.transpose(3, 4).flatten(4).flatten(2, 3)  # [S, V, T, 4F]
-        tokens = self.output_proj(self.act(self.input_proj(self.input_norm(features))))  # [S, V, T, hidden_size]
-        if view_mask is None:
-            return list(tokens.flatten(1, 2))
-        return [scene[mask].flatten(0, 1) for scene, mask in zip(tokens, view_mask.bool(), strict=True)]
-
-
-PROJECTORS = {"perceiver": VggtQwen3PerceiverProjector, "mlp": VggtQwen3MLPProjector}
-
-
-class VggtQwen3GeometryEncoder(nn.Module):
-    """One token per view from its pose relative to view 0, its intrinsics and its depth histogram."""
-
-    def __init__(self, config: VggtQwen3Config):
-        super().__init__()
-        in_features = 12 + 4 + config.geometry_num_depth_bins
-        self.input_proj = nn.Linear(in_features, config.geometry_hidden_size)
-        self.act = nn.GELU()
-        self.output_proj = nn.Linear(config.geometry_hidden_size, config.text_config.hidden_size)
-        self.null_embedding = nn.Parameter(torch.zeros(config.text_config.hidden_size))
-
-    def forward(
-        self,
-        extrinsics: torch.Tensor,  # [S, V, 3, 4] world-to-camera, metres
-        intrinsics: torch.Tensor,  # [S, V, 3, 3] pixels of the encoded image
-        depth_histogram: torch.Tensor,  # [S, V, bins]
-        geometry_mask: torch.Tensor,  # [S, V] False where a view has no geometry
-        image_size: tuple[int, int],
-    ) -> torch.Tensor:
-        """Geometry tokens `[S, V, hidden_size]`; the learned null token where `geometry_mask` is False."""
-        # Poses in float32: a camera 5 m away is only known to 2 cm in bfloat16.
-        with torch.autocast(extrinsics.device.type, enabled=False):
-            poses = relative_extrinsics(extrinsics.float()).flatten(-2)  # [S, V, 12]
-            features = torch.cat(
-                [poses, normalized_intrinsics(intrinsics.float(), *image_size), depth_histogram.float()], dim=-1
-            )
-        embeddings = self.output_proj(self.act(self.input_proj(features.to(self.input_proj.weight.dtype))))
-        return torch.where(geometry_mask.bool()[..., None], embeddings, self.null_embedding.to(embeddings.dtype))
 
 
 class VggtQwen3PreTrainedModel(PreTrainedModel):
@@ -250,6 +97,10 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
     def __init__(self, config: VggtQwen3Config):
         super().__init__(config)
         self.vision_model = VggtModel._from_config(config.vision_config)
+        # No loss reaches VGGT's heads: what they predict is an input here. Frozen, they do not count as trained.
+        for head in (self.vision_model.camera_head, self.vision_model.depth_head):
+            if head is not None:
+                head.requires_grad_(False)
         self.projector = PROJECTORS[config.projector_type](config)
         self.geometry_encoder = VggtQwen3GeometryEncoder(config)
         self.language_model = AutoModel.from_config(config.text_config)
@@ -261,15 +112,64 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.language_model.set_input_embeddings(value)
 
+    def encode_views(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The patch tokens that the projector reads, `[S, V, P, 2C * layers]`, of `pixel_values [S, V, 3, H, W]`."""
+        return self._patch_features(self._run_encoder(pixel_values, view_mask, self.config.vision_feature_layers))
+
+    def _run_encoder(
+        self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None, layers: Sequence[int]
+    ) -> BaseModelOutput:
+        # A frozen encoder keeps no activations.
+        encoder_trains = any(parameter.requires_grad for parameter in self.vision_model.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and encoder_trains):
+            return self.vision_model(pixel_values, view_mask=view_mask, hidden_state_layers=layers)
+
+    def _patch_features(self, outputs: BaseModelOutput) -> torch.Tensor:
+        first_patch = 1 + self.config.vision_config.num_register_tokens
+        layers = outputs.hidden_states[: len(self.config.vision_feature_layers)]
+        return torch.cat([layer[:, :, first_patch:] for layer in layers], dim=-1)
+
+    def encode_views_and_geometry(
+        self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """
+        As [`~VggtQwen3Model.encode_views`], and the cameras that VGGT's heads predict from the same pass: extrinsics,
+        intrinsics, depth histogram and geometry mask as `get_image_features` takes them, without a gradient.
+
+        Raises:
+            ValueError: if the encoder has no camera head.
+        """
+        self.config.check_geometry_source()
+        feature_layers = list(self.config.vision_feature_layers)
+        layers = feature_layers + list(self.config.vision_config.depth_head_layers)
+        outputs = self._run_encoder(pixel_values, view_mask, layers)
+        with torch.no_grad():
+            geometry = self.vision_model.decode_geometry(
+                outputs.last_hidden_state,
+                outputs.hidden_states[len(feature_layers) :],
+                tuple(pixel_values.shape[-2:]),
+                view_mask,
+            )
+            cameras = prediction_to_geometry_inputs(
+                geometry.extrinsics,
+                geometry.intrinsics,
+                geometry.depth,
+                view_mask,
+                self.config.geometry_num_depth_bins,
+            )
+        return self._patch_features(outputs), cameras
+
     @can_return_tuple
     def get_image_features(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         view_mask: torch.Tensor | None = None,
         extrinsics: torch.Tensor | None = None,
         intrinsics: torch.Tensor | None = None,
         depth_histogram: torch.Tensor | None = None,
         geometry_mask: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        camera_encodings: torch.Tensor | None = None,
         **kwargs,
     ) -> VggtQwen3ImageFeatures:
         r"""
@@ -278,19 +178,32 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         Returns:
             `VggtQwen3ImageFeatures`: per scene, image tokens and geometry tokens in the language model's space.
         """
-        # A frozen encoder keeps no activations.
-        encoder_trains = any(parameter.requires_grad for parameter in self.vision_model.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and encoder_trains):
-            hidden_states = self.vision_model(
-                pixel_values, view_mask=view_mask, hidden_state_layers=self.config.vision_feature_layers
-            ).hidden_states
-            first_patch = 1 + self.config.vision_config.num_register_tokens
-            features = torch.cat([layer[:, :, first_patch:] for layer in hidden_states], dim=-1)
-        height, width = pixel_values.shape[-2:]
         patch_size = self.config.vision_config.patch_size
-        image_embeddings = self.projector(features, (height // patch_size, width // patch_size), view_mask)
+        source = self.config.geometry_source
+        if source != "dataset":
+            extrinsics = None
+        if vision_features is None:
+            if source == "predicted":
+                features, cameras = self.encode_views_and_geometry(pixel_values, view_mask)
+                extrinsics, intrinsics, depth_histogram, geometry_mask = cameras
+            else:
+                features = self.encode_views(pixel_values, view_mask)
+            grid = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
+        else:
+            if source == "predicted":
+                if camera_encodings is None:
+                    raise ValueError("geometry_source 'predicted' needs camera_encodings with vision_features.")
+                extrinsics, intrinsics, depth_histogram = camera_encodings.split(
+                    [12, 9, self.config.geometry_num_depth_bins], dim=-1
+                )
+                extrinsics, intrinsics = extrinsics.unflatten(-1, (3, 4)), intrinsics.unflatten(-1, (3, 3))
+                geometry_mask = intrinsics[..., 2, 2] > 0  # where the prediction is no camera all is zero
+            grid = tuple(vision_features.shape[2:4])
+            features = vision_features.flatten(2, 3).to(self.projector.input_norm.weight.dtype)
+        image_embeddings = self.projector(features, grid, view_mask)
 
-        num_scenes, num_views = pixel_values.shape[:2]
+        num_scenes, num_views = features.shape[:2]
+        height, width = grid[0] * patch_size, grid[1] * patch_size
         if extrinsics is None:
             extrinsics = features.new_zeros(num_scenes, num_views, 3, 4, dtype=torch.float32)
             intrinsics = features.new_zeros(num_scenes, num_views, 3, 3, dtype=torch.float32)
@@ -361,6 +274,8 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         intrinsics: torch.Tensor | None = None,
         depth_histogram: torch.Tensor | None = None,
         geometry_mask: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        camera_encodings: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, VggtQwen3ImageFeatures] | None = None,
         **kwargs,
     ) -> VggtQwen3ModelOutputWithPast:
@@ -371,11 +286,22 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
         image_features = (mm_encoder_outputs or {}).get("image")
-        if pixel_values is not None:
-            if input_ids is None or image_features is not None:
-                raise ValueError("pixel_values go with input_ids, and not with mm_encoder_outputs.")
+        given = sum(source is not None for source in (pixel_values, vision_features, image_features))
+        if given > 1 or (given and input_ids is None):
+            raise ValueError(
+                "Give at most one of pixel_values, vision_features and mm_encoder_outputs, and input_ids with it."
+            )
+        if pixel_values is not None or vision_features is not None:
             image_features = self.get_image_features(
-                pixel_values, view_mask, extrinsics, intrinsics, depth_histogram, geometry_mask, return_dict=True
+                pixel_values,
+                view_mask,
+                extrinsics,
+                intrinsics,
+                depth_histogram,
+                geometry_mask,
+                vision_features,
+                camera_encodings,
+                return_dict=True,
             )
         if image_features is not None:
             for name, token_id, embeddings in (
@@ -413,7 +339,7 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         )
 
 
-class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixin):
+class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3GenerationMixin):
     """VGGT-Qwen3 with a language modeling head: answers questions about the views of a scene."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -427,16 +353,8 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixi
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> VggtQwen3ImageFeatures:
+    def get_image_features(self, pixel_values: torch.Tensor | None = None, **kwargs) -> VggtQwen3ImageFeatures:
         return self.model.get_image_features(pixel_values, **kwargs)
-
-    def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size: int = 1, inputs_embeds=None):
-        # For beams, transformers repeats the image tokens of each text; the geometry tokens have to follow.
-        expanded = super()._expand_multimodal_outputs(input_ids, mm_encoder_output, expand_size, inputs_embeds)
-        if "image" in expanded:
-            geometry = expanded["image"].geometry_embeddings
-            expanded["image"].geometry_embeddings = [tokens for tokens in geometry for _ in range(expand_size)]
-        return expanded
 
     @can_return_tuple
     def forward(
@@ -453,6 +371,8 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixi
         intrinsics: torch.Tensor | None = None,
         depth_histogram: torch.Tensor | None = None,
         geometry_mask: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        camera_encodings: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, VggtQwen3ImageFeatures] | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -472,10 +392,15 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixi
             intrinsics (`[S, V, 3, 3]`): Pixels of `pixel_values`.
             depth_histogram (`[S, V, bins]`): Share of a view's valid depth pixels per bin of 8 m / bins.
             geometry_mask (`[S, V]`): False where a view has no geometry and gets the learned null token. Without
-                `extrinsics` all views do.
+                `extrinsics` all views do. None of these four is read unless `config.geometry_source` is `dataset`.
+            vision_features (`[S, V, rows, columns, 2C * layers]`): The frozen encoder's patch tokens, as a feature
+                store holds them, instead of `pixel_values`.
+            camera_encodings (`[S, V, 12 + 9 + bins]`): With `vision_features` and `config.geometry_source`
+                `predicted`, the extrinsics, intrinsics and depth histograms that the encoder's heads predicted.
             mm_encoder_outputs (`dict`): `{"image": features}` of [`~VggtQwen3Model.get_image_features`] instead of
                 `pixel_values`.
-            labels (`[B, L]`): Targets, -100 where there is none.
+            labels (`[B, L]`): Targets, -100 where there is none. While training, `logits` are those of the N labelled
+                tokens only, `[N, vocab]`.
             logits_to_keep (`int` or `torch.Tensor`): Positions to compute logits for; 0 for all.
 
         Raises:
@@ -494,15 +419,29 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixi
             intrinsics=intrinsics,
             depth_histogram=depth_histogram,
             geometry_mask=geometry_mask,
+            vision_features=vision_features,
+            camera_encodings=camera_encodings,
             mm_encoder_outputs=mm_encoder_outputs,
             return_dict=True,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        hidden_states, shift_labels = outputs.last_hidden_state, None
+        if labels is not None and self.training:
+            # Most tokens are prompts: their logits, a vocabulary wide, would be computed for nothing.
+            shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+            answered = shift_labels != -100
+            hidden_states, shift_labels = hidden_states[answered], shift_labels[answered]
+            logits = self.lm_head(hidden_states)
+        else:
+            logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.text_config.vocab_size,
+                shift_labels=shift_labels,
+                **kwargs,
             )
         return VggtQwen3CausalLMOutputWithPast(
             loss=loss,

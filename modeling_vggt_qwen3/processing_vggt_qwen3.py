@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processor of VGGT-Qwen3: views, camera geometry and chat text become model inputs."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import get_image_size
@@ -28,6 +31,8 @@ CHAT_TEMPLATE = """\
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
+
+VISION_END = "<|vision_end|>"
 
 GEOMETRY_SHAPES = {"R": (3, 3), "t": (3,), "K": (3, 3)}
 
@@ -117,7 +122,11 @@ class VggtQwen3Processor(ProcessorMixin):
             return super().__call__(text=texts, **kwargs)
         inputs = super().__call__(images=scenes, text=texts, **kwargs)
         if any(item is not None for item in geometries):
-            inputs.update(self._geometry_inputs(scenes, geometries, inputs["pixel_values"], **kwargs))
+            sizes = [
+                [image.size if isinstance(image, Image.Image) else get_image_size(image)[::-1] for image in views]
+                for views in scenes
+            ]
+            inputs.update(self._geometry_inputs(sizes, geometries, np.shape(inputs["pixel_values"])[1], **kwargs))
             inputs.convert_to_tensors(kwargs.get("return_tensors"))
         return inputs
 
@@ -178,14 +187,17 @@ class VggtQwen3Processor(ProcessorMixin):
             num_image_tokens = num_views * -(-height // patch_size // 2) * -(-width // patch_size // 2)
         return self.geometry_token * num_views + self.image_token * num_image_tokens
 
-    def _geometry_inputs(self, scenes: list[list], geometries: list[dict | None], pixel_values, **kwargs) -> dict:
-        num_scenes, num_views = np.shape(pixel_values)[:2]
+    def _geometry_inputs(
+        self, sizes: list[list[tuple[int, int]]], geometries: list[dict | None], num_views: int, **kwargs
+    ) -> dict:
+        """Geometry of scenes whose views have `sizes` (width, height) before preprocessing, padded to `num_views`."""
+        num_scenes = len(sizes)
         extrinsics = np.zeros((num_scenes, num_views, 3, 4), dtype=np.float32)
         intrinsics = np.zeros((num_scenes, num_views, 3, 3), dtype=np.float32)
         depth_histogram = np.zeros((num_scenes, num_views, self.num_depth_bins), dtype=np.float32)
         geometry_mask = np.zeros((num_scenes, num_views), dtype=bool)
-        sizes = {key: kwargs[key] for key in ("image_size", "patch_size", "mode") if key in kwargs}
-        for row, (views, geometry) in enumerate(zip(scenes, geometries, strict=True)):
+        resize_kwargs = {key: kwargs[key] for key in ("image_size", "patch_size", "mode") if key in kwargs}
+        for row, (views, geometry) in enumerate(zip(sizes, geometries, strict=True)):
             if geometry is None:
                 continue
             arrays = {}
@@ -199,10 +211,14 @@ class VggtQwen3Processor(ProcessorMixin):
             extrinsics[row, : len(views)] = np.concatenate([arrays["R"], arrays["t"][..., None]], axis=-1)
             depth_histogram[row, : len(views)] = arrays["depth_hist"]
             geometry_mask[row, : len(views)] = True
-            for view, image in enumerate(views):
-                height, width = image.size[::-1] if isinstance(image, Image.Image) else get_image_size(image)
-                new_height, new_width, top, left, _, _ = self.image_processor.get_resize(height, width, **sizes)
-                to_output = np.array([[new_width / width, 0, left], [0, new_height / height, top], [0, 0, 1]])
+            for view, (width, height) in enumerate(views):
+                new_height, new_width, top, left, _, _ = self.image_processor.get_resize(
+                    height, width, **resize_kwargs
+                )
+                # A picture of width W spans -0.5 to W - 0.5: its principal point shifts beside being scaled.
+                scale_x, scale_y = new_width / width, new_height / height
+                shift_x, shift_y = left + (scale_x - 1) / 2, top + (scale_y - 1) / 2
+                to_output = np.array([[scale_x, 0, shift_x], [0, scale_y, shift_y], [0, 0, 1]])
                 intrinsics[row, view] = to_output @ arrays["K"][view]
         return {
             "extrinsics": extrinsics,
@@ -210,6 +226,127 @@ class VggtQwen3Processor(ProcessorMixin):
             "depth_histogram": depth_histogram,
             "geometry_mask": geometry_mask,
         }
+
+    def encode_features(
+        self,
+        vision_features: Sequence[torch.Tensor],
+        text: Sequence[str],
+        image_sizes: Sequence[Sequence[tuple[int, int]]],
+        geometry: Sequence[dict | None] | None = None,
+        camera_encodings: Sequence[torch.Tensor] | None = None,
+    ) -> BatchFeature:
+        r"""
+        As `__call__`, for scenes that were encoded before: no pixels are needed.
+
+        Args:
+            vision_features (`Sequence[torch.Tensor]`): Per scene, the encoder's tokens `[V, rows, columns, F]`.
+            text (`Sequence[str]`): Per scene, a prompt with one image placeholder.
+            image_sizes (`Sequence[Sequence[tuple[int, int]]]`): Per scene, (width, height) of every view before
+                preprocessing: its intrinsics are given in those pixels.
+            geometry (`Sequence[dict or None]`, *optional*): As in `__call__`.
+            camera_encodings (`Sequence[torch.Tensor]`, *optional*): Per scene, what the encoder's heads predicted,
+                `[V, 12 + 9 + bins]`.
+
+        Returns:
+            `BatchFeature` with `vision_features [S, V, rows, columns, F]` in place of `pixel_values`, and lists of
+            `input_ids`.
+
+        Raises:
+            ValueError: if the scenes' views have different sizes, or a text has not just one placeholder.
+        """
+        shapes = {tuple(features.shape[1:]) for features in vision_features}
+        if len(shapes) > 1:
+            raise ValueError(f"Scenes of different sizes cannot share a batch: {sorted(shapes)} (rows, columns, F).")
+        rows, columns, _ = shapes.pop()
+        patch_size = self.image_processor.patch_size
+        counts = [len(features) for features in vision_features]
+        texts = []
+        for row, (prompt, num_views) in enumerate(zip(text, counts, strict=True)):
+            if prompt.count(self.image_token) != 1:
+                raise ValueError(
+                    f"Text {row} has {prompt.count(self.image_token)} {self.image_token} placeholders; it needs one."
+                )
+            views = self.expand_views(num_views, rows * patch_size, columns * patch_size)
+            texts.append(prompt.replace(self.image_token, views))
+        data = {"input_ids": self.tokenizer(texts, add_special_tokens=False).input_ids}
+        for name, arrays in (("vision_features", vision_features), ("camera_encodings", camera_encodings)):
+            if arrays is not None:
+                data[name] = arrays[0].new_zeros(len(counts), max(counts), *arrays[0].shape[1:])
+                for padded, views in zip(data[name], arrays, strict=True):
+                    padded[: len(views)] = views
+        if min(counts) < max(counts):
+            data["view_mask"] = torch.tensor([[view < count for view in range(max(counts))] for count in counts])
+        if geometry is not None and any(item is not None for item in geometry):
+            data.update(self._geometry_inputs(list(image_sizes), list(geometry), max(counts)))
+        return BatchFeature(data)
+
+    def split_prompt(self, question: str, with_images: bool = True) -> tuple[str, list[int]]:
+        """
+        The chat-formatted prompt of a question in two parts: the text that all questions of a scene share, up to and
+        including the vision block ("" without images), and the tokens of the rest, up to where the answer begins.
+        """
+        content = [{"type": "image"}] * with_images + [{"type": "text", "text": question}]
+        prompt = self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        prefix, separator, rest = prompt.partition(VISION_END) if with_images else ("", "", prompt)
+        # A special token ends the prefix, so the two parts have the tokens that the whole has.
+        return prefix + separator, self.tokenizer(rest, add_special_tokens=False).input_ids
+
+    def prepare_questions(
+        self,
+        questions: Sequence[Sequence[str]],
+        images: Sequence[Sequence] | None = None,
+        geometry: Sequence[dict | None] | None = None,
+        vision_features: Sequence[torch.Tensor] | None = None,
+        image_sizes: Sequence[Sequence[tuple[int, int]]] | None = None,
+        camera_encodings: Sequence[torch.Tensor] | None = None,
+    ) -> tuple[BatchFeature, list[list[list[int]]]]:
+        r"""
+        The inputs of [`VggtQwen3ForConditionalGeneration.answer_questions`], with exactly the tokens that each prompt
+        has alone.
+
+        Args:
+            questions (`Sequence[Sequence[str]]`): Per scene, its questions.
+            images (`Sequence[Sequence]`, *optional*): Per scene, its views. Without them (and without
+                `vision_features`) the questions are asked blind.
+            geometry (`Sequence[dict or None]`, *optional*): Per scene, its cameras as in `__call__`.
+            vision_features, image_sizes, camera_encodings (*optional*): As in `encode_features`, instead of `images`.
+
+        Returns:
+            `(scene_inputs, question_ids)`: tensors of the scenes, left-padded, and per scene and question the tokens
+            that follow the prefix.
+
+        Raises:
+            ValueError: if the numbers of scenes differ, a scene has no views or there is no scene.
+        """
+        scenes = images if vision_features is None else vision_features
+        if not questions or (scenes is not None and len(scenes) != len(questions)):
+            raise ValueError(f"Got {len(questions)} lists of questions for {len(scenes or [])} scenes.")
+        split = [[self.split_prompt(question, scenes is not None) for question in asked] for asked in questions]
+        question_ids = [[ids for _, ids in asked] for asked in split]
+        if scenes is None:
+            return BatchFeature({}), question_ids
+        empty = [number for number, views in enumerate(scenes) if not len(views)]
+        if empty:
+            raise ValueError(f"Scene {empty[0]} has no views. Ask questions without images in a call of their own.")
+        text = [self.split_prompt("")[0]] * len(questions)
+        if vision_features is None:
+            encoded = self(
+                images=[list(views) for views in images],
+                text=text,
+                geometry=geometry,
+                add_special_tokens=False,
+                padding=False,
+                images_kwargs={"return_tensors": "pt"},
+            )
+        else:
+            encoded = self.encode_features(vision_features, text, image_sizes, geometry, camera_encodings)
+        padded = self.tokenizer.pad({"input_ids": encoded.pop("input_ids")}, padding_side="left", return_tensors="pt")
+        encoded.pop("attention_mask", None)
+        tensors = {
+            key: torch.as_tensor(np.asarray(value)) if not torch.is_tensor(value) else value
+            for key, value in encoded.items()
+        }
+        return BatchFeature(tensors | {key: padded[key] for key in ("input_ids", "attention_mask")}), question_ids
 
     @property
     def model_input_names(self) -> list[str]:

@@ -62,7 +62,7 @@ def test_mixed_sizes_are_refused_with_both_sizes():
     ("mode", "size"), [("crop", (60, 90)), ("crop", (90, 60)), ("pad", (90, 60)), ("pad", (60, 90))]
 )
 def test_intrinsics_follow_the_pixels(mode, size):
-    """Catches intrinsics left in pixels of the stored image: a marked pixel must project to where it went."""
+    """Catches intrinsics left in pixels of the stored image, or off by half a pixel: a marked pixel must project to where it went."""
     processor = toy_processor(toy_config("mlp"))
     processor.image_processor.mode = mode
     image = Image.new("RGB", size)
@@ -70,15 +70,15 @@ def test_intrinsics_follow_the_pixels(mode, size):
     image.paste((255, 255, 255), (x - 2, y - 2, x + 3, y + 3))
     geometry = toy_geometry(1)
     geometry["K"] = np.array([[[50.0, 0, 30.0], [0, 50.0, 45.0], [0, 0, 1]]])
-    ray = np.linalg.inv(geometry["K"][0]) @ [x + 0.5, y + 0.5, 1]
+    ray = np.linalg.inv(geometry["K"][0]) @ [x, y, 1]
     inputs = processor(images=[image], text="a", geometry=geometry, return_tensors="pt", image_size=56)
     projected = inputs["intrinsics"][0, 0].double().numpy() @ ray
     pixels = inputs["pixel_values"][0, 0].sum(0)
     if mode == "pad":
         pixels = torch.where(pixels == 3, 0, pixels)  # the padding is white as well
-    rows, columns = torch.meshgrid(*[torch.arange(n) + 0.5 for n in pixels.shape], indexing="ij")
+    rows, columns = torch.meshgrid(*[torch.arange(n) for n in pixels.shape], indexing="ij")
     centre = [(pixels * columns).sum() / pixels.sum(), (pixels * rows).sum() / pixels.sum()]
-    np.testing.assert_allclose(projected[:2], centre, atol=0.75)
+    np.testing.assert_allclose(projected[:2], centre, atol=0.25)
 
 
 def test_placeholders_of_a_batch(processor):

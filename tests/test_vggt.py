@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VGGT encoder against the numbers of the original network (tests/fixtures/vggt, toy width, float32)."""
+"""VGGT, encoder and heads, against the numbers of the original network (tests/fixtures/vggt, toy width, float32)."""
 
 import gc
 import json
@@ -23,8 +23,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def upstream_weights():
-    weights = load_file(FIXTURES / "tiny_weights.safetensors")
-    return {key: tensor for key, tensor in weights.items() if key.startswith("aggregator.")}
+    return load_file(FIXTURES / "tiny_weights.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +39,10 @@ def model(upstream_weights):
         mlp_ratio=upstream["mlp_ratio"],
         num_register_tokens=upstream["num_register_tokens"],
         rope_theta=upstream["rope_frequency"],
+        camera_head_num_layers=upstream["camera_head_trunk_depth"],
+        depth_head_layers=upstream["depth_head_layers"],
+        depth_head_neck_hidden_sizes=upstream["depth_head_out_channels"],
+        depth_head_fusion_hidden_size=upstream["depth_head_features"],
     )
     model = VggtModel(config).eval()
     model.load_state_dict(convert_vggt_state_dict(upstream_weights), strict=True)
@@ -73,6 +76,26 @@ def test_every_alternating_layer_matches_the_original(model, golden, attn_implem
     assert torch.equal(outputs.last_hidden_state, outputs.hidden_states[-1])
 
 
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+def test_heads_match_the_original(model, golden, attn_implementation):
+    """
+    Catches a pose that is activated before it is refined further, a view that its camera head cannot see, mixed-up
+    fields of view, a residual unit whose skip is not activated, a positional embedding of the wrong aspect.
+    """
+    model.set_attn_implementation(attn_implementation)
+    with torch.no_grad():
+        geometry = model.predict_geometry(golden["images"])
+    model.set_attn_implementation("sdpa")
+    assert len(geometry.pose_encodings) == 4
+    for iteration, encoding in enumerate(geometry.pose_encodings):
+        assert relative_error(encoding, golden[f"pose_enc.{iteration}"]) <= 1e-4
+    assert torch.equal(geometry.pose_encoding, geometry.pose_encodings[-1])
+    for name in ("extrinsics", "intrinsics"):
+        assert relative_error(geometry[name], golden[name]) <= 1e-4
+    assert relative_error(geometry.depth, golden["depth"].squeeze(-1)) <= 1e-4
+    assert relative_error(geometry.depth_confidence, golden["depth_conf"]) <= 1e-4
+
+
 def test_padding_views_change_nothing(model, golden):
     """Catches global attention that reads the padding of scenes with fewer views."""
     images = golden["images"]
@@ -103,14 +126,20 @@ def test_keeps_only_the_layers_asked_for(model, golden):
 
 
 def test_default_config_is_the_released_size():
-    """Catches a default that would not load the released checkpoint: VGGT-1B's aggregator has 909,112,320 parameters."""
+    """
+    Catches a default that would not load the released checkpoint. Of VGGT-1B's 1,256,537,516 parameters the aggregator
+    has 909,112,320; the point and the track head (98,596,024) have no counterpart here.
+    """
     with torch.device("meta"):
         model = VggtModel(VggtConfig())
-    assert sum(parameter.numel() for parameter in model.parameters()) == 909_112_320
+    heads = [model.camera_head, model.depth_head]
+    counts = [sum(parameter.numel() for parameter in part.parameters()) for part in (model, *heads)]
+    assert counts == [1_157_941_492, 216_174_610, 32_654_562]
+    assert counts[0] - sum(counts[1:]) == 909_112_320
 
 
 def test_buffers_survive_loading(model, golden, tmp_path):
-    """Catches non-persistent buffers (RoPE frequencies, image mean) left uninitialised by loading on the meta device."""
+    """Catches non-persistent buffers (the image mean) left uninitialised by loading on the meta device."""
     model.save_pretrained(tmp_path)
     loaded = VggtModel.from_pretrained(tmp_path).eval()
     with torch.no_grad():
@@ -127,8 +156,8 @@ def test_bad_shapes_are_refused(model, shape, message):
 
 
 def test_converter_refuses_foreign_keys():
-    with pytest.raises(ValueError, match="camera_head.x"):
-        convert_vggt_state_dict({"camera_head.x": torch.zeros(1)})
+    with pytest.raises(ValueError, match="point_head.x"):
+        convert_vggt_state_dict({"point_head.x": torch.zeros(1)})
 
 
 def test_config_refuses_a_head_that_rope_cannot_halve():

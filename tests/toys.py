@@ -17,11 +17,14 @@ QUESTIONS = ["What color is the chair?", "Is there a lamp in the room?", "How ma
 ANSWERS = ["red", "yes", "two", "next to the bed"]
 
 
-def toy_config(projector_type: str = "mlp", **kwargs):
-    """A config of 32-wide modules on 28-pixel views."""
+def toy_config(projector_type: str = "mlp", heads: bool = False, **kwargs):
+    """A config of 32-wide modules on 28-pixel views; with `heads`, its encoder predicts cameras and depth."""
     config = create_tiny_config(create_tiny_tokenizer(), image_size=28, projector_type=projector_type)
     vision, text = config.vision_config, config.text_config
     vision.hidden_size, vision.num_attention_heads = 32, 2
+    if heads:
+        vision.camera_head_num_layers, vision.depth_head_layers = 1, [0, 0, 1, 1]
+        vision.depth_head_neck_hidden_sizes, vision.depth_head_fusion_hidden_size = [8, 8, 8, 8], 8
     text.hidden_size, text.intermediate_size, text.head_dim, text.num_hidden_layers = 32, 64, 8, 2
     text.layer_types = ["full_attention"] * 2
     config.projector_hidden_size, config.projector_num_latents, config.geometry_hidden_size = 32, 6, 16
@@ -32,7 +35,11 @@ def toy_config(projector_type: str = "mlp", **kwargs):
 
 def toy_model(projector_type: str = "mlp", **kwargs) -> VggtQwen3ForConditionalGeneration:
     """A random model of `toy_config` in eval mode."""
-    return VggtQwen3ForConditionalGeneration(toy_config(projector_type, **kwargs)).eval()
+    model = VggtQwen3ForConditionalGeneration(toy_config(projector_type, **kwargs)).eval()
+    if (camera_head := model.model.vision_model.camera_head) is not None:
+        # Random weights give cameras without a field of view; these have about 60 degrees.
+        camera_head.pose_branch.fc2.bias.data[6:] = 0.25
+    return model
 
 
 def toy_processor(config):

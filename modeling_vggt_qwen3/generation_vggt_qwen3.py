@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers to many questions about few scenes: what the questions of a scene share is computed once."""
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+
+import torch
+from transformers.generation import GenerationMixin
+
+
+class VggtQwen3GenerationMixin(GenerationMixin):
+    """[`~transformers.GenerationMixin`] with shared-prefix decoding and with features in place of pixels."""
+
+    def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size: int = 1, inputs_embeds=None):
+        # For beams, transformers repeats the image tokens of each text; the geometry tokens have to follow.
+        expanded = super()._expand_multimodal_outputs(input_ids, mm_encoder_output, expand_size, inputs_embeds)
+        if "image" in expanded:
+            geometry = expanded["image"].geometry_embeddings
+            expanded["image"].geometry_embeddings = [tokens for tokens in geometry for _ in range(expand_size)]
+        return expanded
+
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> dict:
+        # transformers encodes pixels before it decodes; stored features it would take for a leftover and drop.
+        if model_kwargs.get("vision_features") is not None:
+            names = [name for name in inspect.signature(self.model.get_image_features).parameters if name != "kwargs"]
+            arguments = {name: model_kwargs.pop(name) for name in names if name in model_kwargs}
+            features = self.model.get_image_features(**arguments, return_dict=True)
+            model_kwargs["mm_encoder_outputs"] = {"image": features}
+        return super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+
+    @torch.no_grad()
+    def answer_questions(
+        self,
+        scene_inputs: Mapping[str, torch.Tensor],
+        questions: Sequence[Sequence[Sequence[int]]],
+        *,
+        batch_size: int = 64,
+        **generate_kwargs,
+    ) -> list[list[list[int]]]:
+        r"""
+        Answers several questions about each of several scenes: with the tokens that `generate` gives for each alone.
+
+        The scenes are encoded together, and the keys and values of what a scene's questions share (everything up to
+        and including the vision block) are computed once. They are expanded over its questions, which are decoded in
+        left-padded batches; a row that has ended is padded until its batch has.
+
+        Args:
+            scene_inputs (`Mapping[str, torch.Tensor]`): Of S scenes, their left-padded prefixes `input_ids [S, L]` and
+                `attention_mask [S, L]`, with `pixel_values [S, V, 3, H, W]` (or `vision_features`), `view_mask` and
+                geometry as in `forward`. Empty for questions without images.
+            questions (`Sequence[Sequence[Sequence[int]]]`): Per scene and question, the tokens that follow the prefix.
+                [`VggtQwen3Processor.prepare_questions`] makes both.
+            batch_size (`int`): Questions to decode together.
+            generate_kwargs: For [`~transformers.GenerationMixin.generate`], for example `max_new_tokens`, `num_beams`.
+
+        Returns:
+            `list[list[list[int]]]`: per scene and question, the answer's tokens up to and including its end.
+
+        Raises:
+            ValueError: if scenes and lists of questions differ in number, there is no question, a question has no
+                tokens or does not fit into the context with its answer, more than one sequence per question is asked
+                for, or the language model has layers that are not full attention.
+        """
+        options = {key: value for key, value in generate_kwargs.items() if key != "generation_config"}
+        config, _ = self._prepare_generation_config(generate_kwargs.get("generation_config"), **options)
+        ends = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or [])
+        pad = config.pad_token_id if config.pad_token_id is not None else (ends or [0])[0]
+        prefix_ids, prefix_mask = scene_inputs.get("input_ids"), scene_inputs.get("attention_mask")
+        lengths = [0] * len(questions) if prefix_mask is None else prefix_mask.sum(1).tolist()
+        self._check_questions(lengths, questions, config)
+
+        cache = None
+        if prefix_ids is not None:
+            position_ids = (prefix_mask.cumsum(1) - 1).clamp(min=0)
+            cache = self.model(**scene_inputs, position_ids=position_ids, use_cache=True).past_key_values
+
+        # Questions of one length together, so that little is padded.
+        order = [(scene, number) for scene, tokens in enumerate(questions) for number in range(len(tokens))]
+        order.sort(key=lambda item: len(questions[item[0]][item[1]]))
+        answers = [[None] * len(tokens) for tokens in questions]
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            suffixes = [list(questions[scene][number]) for scene, number in batch]
+            length = max(map(len, suffixes))
+            padding = [length - len(ids) for ids in suffixes]
+            input_ids = [[pad] * width + ids for width, ids in zip(padding, suffixes, strict=True)]
+            attention_mask = [[0] * width + [1] * (length - width) for width in padding]
+            input_ids, attention_mask = (
+                torch.tensor(rows, device=self.device) for rows in (input_ids, attention_mask)
+            )
+            shared = {}
+            if cache is not None:
+                scenes = torch.tensor([scene for scene, _ in batch], device=self.device)
+                # A question's padding comes after its prefix: the mask hides it, and positions do not count it.
+                input_ids = torch.cat([prefix_ids[scenes], input_ids], dim=1)
+                attention_mask = torch.cat([prefix_mask[scenes], attention_mask], dim=1)
+                expanded = copy.copy(cache)
+                expanded.layers = [copy.copy(layer) for layer in cache.layers]
+                expanded.batch_select_indices(scenes.repeat_interleave(config.num_beams))
+                shared = {"past_key_values": expanded}
+            output = self.generate(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=True, **shared, **generate_kwargs
+            )
+            for (scene, number), tokens in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
+                end = next((position + 1 for position, token in enumerate(tokens) if token in ends), len(tokens))
+                answers[scene][number] = tokens[:end]
+        return answers
+
+    def _check_questions(self, prefix_lengths: list[int], questions: Sequence[Sequence[Sequence[int]]], config):
+        """Raises the errors of `answer_questions`."""
+        if len(prefix_lengths) != len(questions):
+            raise ValueError(f"Got {len(prefix_lengths)} scenes and lists of questions for {len(questions)}.")
+        if not any(len(tokens) for tokens in questions):
+            raise ValueError(f"There is no question about any of {len(questions)} scenes.")
+        if config.num_return_sequences not in (None, 1):
+            raise ValueError(
+                f"num_return_sequences must be 1, one answer per question; got {config.num_return_sequences}."
+            )
+        text_config = self.config.text_config
+        if set(getattr(text_config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+            raise ValueError("answer_questions needs a language model with full attention in all layers.")
+        context, room = text_config.max_position_embeddings, config.max_new_tokens or 1
+        for scene, (prefix_length, tokens) in enumerate(zip(prefix_lengths, questions, strict=True)):
+            for number, ids in enumerate(tokens):
+                if not len(ids):
+                    raise ValueError(f"Question {number} of scene {scene} has no tokens.")
+                if prefix_length + len(ids) + room > context:
+                    raise ValueError(
+                        f"Question {number} of scene {scene} does not fit: a prefix of {prefix_length} tokens, "
+                        f"{len(ids)} of the question and {room} of the answer exceed the context of {context}."
+                    )
+
+
+__all__ = ["VggtQwen3GenerationMixin"]
