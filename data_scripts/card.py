@@ -9,8 +9,8 @@ from huggingface_hub import DatasetCardData
 GEOMETRY = """\
 `geometry` of a scene with V views, null where there is none:
 - `R` `[V, 3, 3]`, `t` `[V, 3]`: world-to-camera, metres; the camera has OpenCV axes (x right, y down, z forward), the
-  world is the scan's axis-aligned one, z up (for ScanNet: `axisAlignment` applied to the dumped camera-to-world pose,
-  then inverted);
+  world is the dataset's aligned one, z up (for ScanNet: `axisAlignment` applied to the dumped camera-to-world pose,
+  then inverted; for ARKitScenes: the world of the trajectory, the camera that of the picture turned upright);
 - `K` `[V, 3, 3]`: intrinsics in pixels of the stored image;
 - `depth_hist` `[V, 16]`: share of the valid depth pixels in each of 16 equal bins over 0-8 m, anything beyond in the
   last; all zero if a view has no valid depth pixel."""
@@ -38,6 +38,8 @@ scenes = load_dataset("<this repo>", "scenes")
 
 {left_out}
 
+{notes}
+
 ## Source
 {source}
 
@@ -45,17 +47,19 @@ Prepared with
 ```bash
 {command}
 ```
+Fingerprint of the inputs: `{fingerprint}`.
 
 ## Licence
 {licence}
 
 ## Fields
-`scenes`: `scene_id`, `images` (the views, encoded as in the source), `frame_ids` (their frame numbers), `geometry`.
+`scenes`: `scene_id`, `images` (the views, the most central one first; {stored}), `frame_ids` (their frame
+numbers or times in the source), `geometry`.
 
 {geometry}
 
 `qa`: `scene_id`, `question_id`, `question`, `situation`, `answers`, `task`, `object_ids`, `object_names`, `position`,
-`rotation`, `action`; what a question does not have is null, or empty for the lists of answers and objects. {about}
+`rotation`, `position_frame`, `action`, `action_world`; what a question does not have is null, or empty for the lists of answers and objects. {about}
 """
 
 
@@ -68,6 +72,8 @@ def dataset_card(
     command: str,
     counts: dict[str, dict[str, int]],
     num_left_out: int,
+    notes: list[str],
+    image_size: int | None,
     data_files: dict[str, dict[str, str]],
     infos: dict[str, DatasetInfo],
     fingerprint: str,
@@ -79,6 +85,8 @@ def dataset_card(
         command: the shell command that made the repo.
         counts: split to the number of its `scenes`, `views` and `questions`.
         num_left_out: how many scenes could not be used.
+        notes: what else is to be known of these data, one line each.
+        image_size: the longer side that larger pictures were brought down to, or None.
         data_files: configuration to split to the path, or the glob, of its Parquet files in the repo.
         infos: configuration to its features, splits and sizes.
         fingerprint: hexadecimal digest of the inputs. It becomes the configurations' version: `load_dataset` caches a
@@ -112,6 +120,9 @@ def dataset_card(
             for split, number in counts.items()
         ),
         left_out=left_out if num_left_out else "No scene was left out.",
+        notes="\n".join(f"- {note}" for note in notes),
+        stored="as in the source" if image_size is None else f"larger ones made {image_size} pixels long",
+        fingerprint=fingerprint,
         source=source,
         command=command,
         licence=licence,

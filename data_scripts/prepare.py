@@ -2,78 +2,152 @@
 """Prepares a repo that `load_dataset` reads from raw annotation files and scans or pictures.
 
     python -m data_scripts.prepare scanqa --scannet-root scans --output prepared/scanqa \\
-        --annotations ScanQA_v1.0_train.json ScanQA_v1.0_val.json
+        --annotations ScanQA_v1.0_train.json ScanQA_v1.0_val.json --num-views 8 --view-selection coverage --workers 8
     python -m data_scripts.prepare sqa3d --scannet-root scans --output prepared/sqa3d \\
         --annotations v1_balanced_questions_train_scannetv2.json v1_balanced_sqa_annotations_train_scannetv2.json
+    python -m data_scripts.prepare arkit_actions --arkitscenes-root ARKitScenes --roomplan-root exports \\
+        --output prepared/actions
     python -m data_scripts.prepare instruct --image-root images --output prepared/instruct \\
-        --annotations llava_instruct_150k.json
+        --annotations llava_instruct_150k.json --image-size 672
+    python -m data_scripts.prepare records --records train.jsonl val.jsonl --image-root images --output prepared/records
 
-Exit status: 0 prepared (or prepared before), 1 writing failed, 2 the input cannot be used, 130 interrupted.
+Exit status: 0 prepared (or prepared before), 1 writing or uploading failed, 2 the input cannot be used, 130 interrupted: the
+same command goes on from there.
 """
 
 import argparse
 import os
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+from datasets import disable_progress_bars
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+
 from .builders import BUILDERS
-from .builders.base import InputError, ScanNetBuilder
+from .builders.annotations import InputError
+from .builders.base import Options, PreparationBuilder, Sources
 from .builders.repo import Preparation, PreparationError, prepare_repo
-from .views import VIEW_SELECTIONS
+from .views import VIEW_SELECTIONS, UnreadableFileError
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_scripts.prepare", description=__doc__.split("\n")[0])
     datasets = parser.add_subparsers(dest="dataset", required=True, metavar="{" + ",".join(BUILDERS) + "}")
+    sources = {
+        "annotations": {"nargs": "+", "help": "the dataset's own files"},
+        "records": {"nargs": "+", "help": "JSON arrays or JSONL files of records"},
+        "scannet_root": {"help": "folder of the ScanNet scans: <scene>/color, ... or <scene>/<scene>.sens"},
+        "arkitscenes_root": {"help": "folder of the ARKitScenes downloads, with 3dod or raw in it"},
+        "roomplan_root": {"help": "folder of RoomPlan exports <video>.json"},
+        "image_root": {"help": "folder from which the pictures' paths start"},
+    }
+    options = {
+        "num_views": {"type": _positive, "help": "at most so many views per scene"},
+        "view_selection": {"choices": VIEW_SELECTIONS, "help": "how they are chosen"},
+        "max_frames": {"type": _positive, "help": "consider at most so many frames of a scan, evenly spaced"},
+        "seed": {"type": int, "help": "of the random choices"},
+        "geometry": {
+            "choices": ("required", "optional", "none"),
+            "help": "a scene without poses, intrinsics or depth is left out, is prepared without, or nothing of it is read",
+        },
+        "image_size": {
+            "type": _positive,
+            "help": "make larger pictures so long, in pixels (default: store the files)",
+        },
+    }
     for name, builder_class in BUILDERS.items():
         command = datasets.add_parser(name, help=builder_class.TITLE)
-        command.add_argument("--annotations", type=Path, nargs="+", required=True, help="the dataset's own files")
-        command.add_argument(
-            builder_class.ROOT_OPTION, dest="root", type=Path, required=True, help="folder of the scenes"
-        )
+        for source in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES):
+            required = source in builder_class.SOURCES
+            command.add_argument(_flag(source), type=Path, required=required, **sources[source])
+        for option in builder_class.OPTIONS:
+            default = (asdict(Options()) | builder_class.DEFAULTS)[option]
+            known = f" (default: {default})" if default is not None else ""
+            arguments = options[option] | {"help": options[option]["help"] + known}
+            command.add_argument(_flag(option), default=default, **arguments)
         command.add_argument("--output", type=Path, required=True, help="the repo to make")
-        if issubclass(builder_class, ScanNetBuilder):
-            command.add_argument("--num-views", type=_positive, default=8, help="at most so many views per scene")
-            command.add_argument("--view-selection", choices=VIEW_SELECTIONS, default="uniform")
         command.add_argument("--workers", type=_positive, default=1, help="processes that read scenes")
         command.add_argument("--strict", action="store_true", help="stop at the first scene that cannot be used")
+        command.add_argument("--push-to-hub", metavar="REPO", help="also upload it to this dataset repo on the Hub")
+        command.add_argument(
+            "--private",
+            action=argparse.BooleanOptionalAction,
+            default=builder_class.PRIVATE,
+            help="make that repo private; by default if the licence asks for it",
+        )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     builder_class = BUILDERS[args.dataset]
-    options = {name: getattr(args, name) for name in ("num_views", "view_selection") if name in args}
-    # Without the folders: the card is published, and they say nothing to others.
-    command = (
-        [f"python -m data_scripts.prepare {args.dataset} --annotations"]
-        + [path.name for path in args.annotations]
-        + [f"{builder_class.ROOT_OPTION} {args.root.resolve().name} --output {args.output.resolve().name}"]
-        + [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
+    given = {name: getattr(args, name) for name in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES)}
+    sources = Sources(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value}
     )
+    options = Options(**{name: getattr(args, name) for name in builder_class.OPTIONS})
+    disable_progress_bars()  # of the writing, which is short; the reading has its own
     try:
         preparation = prepare_repo(
             builder_class,
-            annotation_files=args.annotations,
-            root=args.root,
+            sources,
+            options,
             output=Path(os.path.abspath(args.output)),
-            options=options,
-            command=" ".join(command),
+            command=_published_command(args, builder_class, sources, options),
             workers=args.workers,
             strict=args.strict,
         )
-    except InputError as error:
+    except (InputError, UnreadableFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except PreparationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted: {args.output} was not written", file=sys.stderr)
+        print(f"interrupted: {args.output} was not written; the same command goes on from here", file=sys.stderr)
         return 130
     _report(preparation, args.output)
+    if args.push_to_hub:
+        try:
+            url = _push(args.push_to_hub, args.output, args.private)
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            print(f"error: {args.output} is prepared but was not uploaded: {error}", file=sys.stderr)
+            return 1
+        print(f"uploaded: {url}")
     return 0
+
+
+def _published_command(
+    args: argparse.Namespace, builder_class: type[PreparationBuilder], sources: Sources, options: Options
+) -> str:
+    """The command without the folders: the card is published, and they say nothing to others."""
+    words = [f"python -m data_scripts.prepare {args.dataset}"]
+    for name in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES):
+        value = getattr(sources, name)
+        if value:
+            paths = value if isinstance(value, tuple) else (value.resolve(),)
+            words += [_flag(name), *(path.name for path in paths)]
+    words += ["--output", args.output.resolve().name]
+    for name in builder_class.OPTIONS:
+        if getattr(options, name) is not None:
+            words += [_flag(name), str(getattr(options, name))]
+    return " ".join(f"'{word}'" if " " in word and not word.startswith("python") else word for word in words)
+
+
+def _push(repo: str, output: Path, private: bool) -> str:
+    api = HfApi()
+    url = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+    if private and not api.repo_info(url.repo_id, repo_type="dataset").private:  # it was there before
+        raise ValueError(
+            f"{url.repo_id} is public, and a licence asks for a private repo (--no-private to upload anyway)"
+        )
+    api.upload_folder(
+        folder_path=output, repo_id=url.repo_id, repo_type="dataset", commit_message="Upload prepared data"
+    )
+    return str(url)
 
 
 def _report(preparation: Preparation, output: Path) -> None:
@@ -81,11 +155,18 @@ def _report(preparation: Preparation, output: Path) -> None:
         print(f"note: {note}")
     for failure in preparation.left_out:
         print(f"left out: scene {failure['scene_id']}: {failure['file']}: {failure['reason']}")
+    if preparation.found:
+        print(f"{preparation.found} scenes had been read by an interrupted run")
     for split, counts in preparation.counts.items():
-        print(f"{split}: {counts['scenes']} scenes, {counts['views']} views, {counts['questions']} questions")
+        views = f"{counts['views']} views ({counts['views'] / counts['scenes']:.1f} a scene)"
+        print(f"{split}: {counts['scenes']} scenes, {views}, {counts['questions']} questions")
     good = sum(counts["scenes"] for counts in preparation.counts.values())
     state = "already prepared" if preparation.already_there else "prepared"
     print(f"{state}: {output} ({good} scenes good, {len(preparation.left_out)} left out)")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _positive(text: str) -> int:
@@ -95,20 +176,6 @@ def _positive(text: str) -> int:
     return number
 
 
-def _interrupt_on_signals() -> None:
-    """Makes a termination (a batch system's time limit) clean up as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    os.register_at_fork(after_in_child=_reset_signals)
-
-
-def _reset_signals() -> None:
-    # A worker dies of SIGTERM at once, which is how its pool ends it: a Python handler would wait for a lock the
-    # worker may never get. Ctrl-C reaches the whole process group, but only the main process acts on it (and ends the
-    # pool).
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 if __name__ == "__main__":
-    _interrupt_on_signals()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's time limit: clean up as Ctrl-C does
     sys.exit(main())

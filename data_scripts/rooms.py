@@ -2,6 +2,11 @@
 """Generates procedural rooms as raw dumps in the formats of ScanNet, ScanQA, SQA3D and LLaVA-style instruction data.
 
     python -m data_scripts.rooms --output raw/rooms --scenes 1000 --views 4 --image-size 84 --seed 0 --preview
+    python -m data_scripts.rooms --output raw/rooms --scenes 100 --views 8 --image-size 224 --seed 0 \\
+        --formats scannet sens arkitscenes arkitscenes_raw roomplan
+
+The formats: `scannet` frame dumps, the same scans as `sens` streams, `arkitscenes` in the 3dod layout and `arkitscenes_raw` in the raw
+one, `roomplan` exports. The ARKitScenes scans and the exports of a room bear the same video id and share a world.
 
 The output folder appears only when it is whole. Equal arguments give equal bytes, whatever --workers is.
 """
@@ -10,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .synthetic import Settings, generate
+from .synthetic import FORMATS, Settings, generate
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--objects", type=int, nargs=2, metavar=("MIN", "MAX"), default=(3, 5), help="objects in a room"
     )
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, default=["scannet"], help="raw formats each room is written in"
+    )
     parser.add_argument("--preview", action="store_true", help="also write preview.png, a contact sheet")
     options = parser.parse_args(arguments)
     try:
@@ -41,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             seed=options.seed,
             instruct_images=options.scenes if options.instruct_images is None else options.instruct_images,
             objects=tuple(options.objects),
+            formats=tuple(options.formats),
         )
         counts = generate(settings, options.output, workers=options.workers, preview=options.preview)
     except (ValueError, OSError) as error:

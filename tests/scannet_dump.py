@@ -14,6 +14,7 @@ AXIS_ALIGNMENT = np.array(
 )
 INTRINSICS = np.array([[60.0, 0, 24, 0], [0, 62.0, 16, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 SIZE = (48, 32)  # width, height
+DEPTH_INTRINSICS = np.array([[20.0, 0, 8, 0], [0, 15.0, 4, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # of 16 x 8 pixels
 
 
 def camera_to_world(frame: int) -> np.ndarray:
@@ -43,7 +44,8 @@ def write_scan(root: Path, scene: str, frames=(0, 20, 100), lost=(), size=SIZE, 
     for name in ("color", "depth", "pose", "intrinsic"):
         (folder / name).mkdir(parents=True)
     np.savetxt(folder / "intrinsic" / "intrinsic_color.txt", INTRINSICS)
-    lines = [f"colorWidth = {SIZE[0]}", f"colorHeight = {SIZE[1]}"]
+    np.savetxt(folder / "intrinsic" / "intrinsic_depth.txt", DEPTH_INTRINSICS)
+    lines = [f"colorWidth = {SIZE[0]}", f"colorHeight = {SIZE[1]}", "depthWidth = 16", "depthHeight = 8"]
     if alignment is not None:
         lines.append("axisAlignment = " + " ".join(str(number) for number in alignment.ravel()))
     (folder / f"{scene}.txt").write_text("\n".join(lines) + "\n")

@@ -2,6 +2,7 @@
 """`python -m data_scripts.prepare`: what it writes, what it refuses, and what it leaves behind."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
+from filelock import FileLock
 from scannet_dump import AXIS_ALIGNMENT, camera_to_world, write_scan, write_scanqa, write_sqa3d
 
-from data_scripts.builders.base import QA_FEATURES, SCENES_FEATURES, ScanNetBuilder
+from data_scripts.builders.base import QA_FEATURES, SCENES_FEATURES, PreparedScene
+from data_scripts.builders.scans import ScanNetBuilder
 from data_scripts.prepare import main
 
 
@@ -74,7 +77,7 @@ def edit(path, change):
 
 
 def leftovers(folder):
-    return [path.name for path in folder.iterdir() if path.name not in ("raw", "hf_cache")]
+    return sorted(path.name for path in folder.iterdir() if path.name not in ("raw", "hf_cache"))
 
 
 def test_scanqa_repo_outlives_the_dump(dump, tmp_path):
@@ -99,23 +102,25 @@ def test_scanqa_repo_outlives_the_dump(dump, tmp_path):
         "object_names": ["chair", "chair"],
         "position": None,
         "rotation": None,
+        "position_frame": None,
         "action": None,
+        "action_world": None,
     }
 
     scenes = datasets.load_dataset(str(tmp_path / "repo"), "scenes")
     assert scenes["train"].features == SCENES_FEATURES
     assert scenes["train"]["scene_id"][:] == SCENES["train"] and scenes["val"]["scene_id"][:] == SCENES["val"]
     scene = scenes["train"][0]
-    assert scene["frame_ids"] == ["0", "20", "100"]  # by number, and the lost 40 is not there
-    for frame, picture in zip((0, 20, 100), scene["images"]):
+    assert scene["frame_ids"] == ["20", "0", "100"]  # the most central, the others by number; the lost 40 is not there
+    for frame, picture in zip((20, 0, 100), scene["images"]):
         np.testing.assert_allclose(np.asarray(picture)[5, 5], [frame, 100, 200], atol=4)
     undecoded = scenes["train"].cast_column("images", datasets.List(datasets.Image(decode=False)))
-    assert undecoded[0]["images"][0]["bytes"] == raw_bytes
+    assert undecoded[0]["images"][1]["bytes"] == raw_bytes
 
     geometry = {name: np.array(value) for name, value in scene["geometry"].items()}
     shapes = {name: value.shape for name, value in geometry.items()}
     assert shapes == {"R": (3, 3, 3), "t": (3, 3), "K": (3, 3, 3), "depth_hist": (3, 16)}
-    for view, frame in enumerate((0, 20, 100)):
+    for view, frame in enumerate((20, 0, 100)):
         in_camera = np.array([0.1, 0.2, 3.0])
         in_world = (AXIS_ALIGNMENT @ camera_to_world(frame) @ np.append(in_camera, 1))[:3]
         np.testing.assert_allclose(geometry["R"][view] @ in_world + geometry["t"][view], in_camera, atol=1e-5)
@@ -158,6 +163,7 @@ def test_sqa3d(dump, tmp_path):
     assert row["answers"] == ["table"] and row["task"] == "sqa3d" and row["object_ids"] == []
     np.testing.assert_allclose(row["position"], [0.5, -1.25, 0])
     np.testing.assert_allclose(row["rotation"], [0, 0, -0.6, 0.8])
+    assert row["position_frame"] == "annotation"  # there is no mesh; see test_sqa3d_positions.py
     assert "relative to the centre" in (tmp_path / "repo" / "README.md").read_text()
 
 
@@ -298,7 +304,7 @@ def test_bad_scenes_are_left_out_with_their_questions(dump, tmp_path, capsys):
     broken = dump / "scans" / "scene0000_00" / "color" / "20.jpg"
     broken.write_bytes(broken.read_bytes()[:-100])
     refused(capsys, scanqa_arguments(dump, tmp_path / "strict", "--strict"), "scene0000_00", "20.jpg", "--strict")
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path) == []  # not a single scene to go on from
 
     assert main(scanqa_arguments(dump, tmp_path / "repo")) == 0
     printed = capsys.readouterr().out
@@ -310,14 +316,46 @@ def test_bad_scenes_are_left_out_with_their_questions(dump, tmp_path, capsys):
     refused(capsys, scanqa_arguments(dump, tmp_path / "repo", "--strict"), "scene0000_00")  # not "already prepared"
 
 
-def test_no_pose_and_no_depth_are_bad_scenes(dump, tmp_path, capsys):
-    """Catches a scene without a single pose, or without depth, becoming an empty or invented one."""
+def test_scenes_without_geometry(dump, tmp_path, capsys):
+    """Catches a scene without a single pose, or a frame without depth, becoming an empty or invented one, and pictures that
+    are all one has being refused where geometry is optional."""
     for path in (dump / "scans" / "scene0000_00" / "pose").iterdir():
         path.write_text("-inf " * 16)
-    assert main(scanqa_arguments(dump, tmp_path / "repo")) == 0
-    assert "no picture has a valid pose" in capsys.readouterr().out
     (dump / "scans" / "scene0001_00" / "depth" / "0.png").unlink()
-    refused(capsys, scanqa_arguments(dump, tmp_path / "other"), "no usable scene", "'train'", "scene0000_00")
+    shutil.rmtree(dump / "scans" / "scene0011_00" / "pose")
+    refused(capsys, scanqa_arguments(dump, tmp_path / "required"), "no usable scene", "'val'", "pose: folder missing")
+    assert main(scanqa_arguments(dump, tmp_path / "required", splits=("train",))) == 0
+    printed = capsys.readouterr().out
+    assert "no frame has a valid pose, intrinsics and depth (4 without a pose)" in printed
+    assert "frames without depth: 1 in 1 scenes, the first in scene0001_00 (frame 0)" in printed
+    assert datasets.load_dataset(str(tmp_path / "required"), "scenes")["train"]["frame_ids"][0] == ["20", "100"]
+
+    assert main(scanqa_arguments(dump, tmp_path / "optional", "--geometry", "optional")) == 0
+    assert "scenes prepared without geometry: 2 in 2 scenes, the first in scene0000_00" in capsys.readouterr().out
+    train = datasets.load_dataset(str(tmp_path / "optional"), "scenes")["train"]
+    assert train[0]["geometry"] is None and train[1]["geometry"] is not None
+    assert train[0]["frame_ids"] == ["40", "0", "20", "100"]
+
+    assert main(scanqa_arguments(dump, tmp_path / "none", "--geometry", "none", "--num-views", "3")) == 0
+    scenes = datasets.load_dataset(str(tmp_path / "none"), "scenes")["train"]
+    assert [scene["geometry"] for scene in scenes] == [None, None]
+    assert [len(scene["frame_ids"]) for scene in scenes] == [3, 3]
+
+
+def test_image_size(dump, tmp_path, capsys):
+    """Catches intrinsics that are not scaled with the picture, and small pictures that are enlarged."""
+    assert main(scanqa_arguments(dump, tmp_path / "small", "--image-size", "24")) == 0
+    assert main(scanqa_arguments(dump, tmp_path / "large", "--image-size", "4000")) == 0
+    assert main(scanqa_arguments(dump, tmp_path / "same")) == 0
+    assert "scenes with fewer views than asked for: 3 in 3 scenes" in capsys.readouterr().out
+    small, large, same = (
+        datasets.load_dataset(str(tmp_path / name), "scenes")["val"][0] for name in ("small", "large", "same")
+    )
+    assert small["images"][0].size == (24, 16) and large["images"][0].size == (48, 32)
+    assert same["geometry"] == large["geometry"]
+    point = np.array([0.2, -0.1, 1])
+    before, after = (np.array(scene["geometry"]["K"][0]) @ point for scene in (same, small))
+    np.testing.assert_allclose(after[:2] + 0.5, (before[:2] + 0.5) / 2, atol=1e-4)  # pixel centres are whole numbers
 
 
 def test_workers_give_the_same_repo(dump, tmp_path, capsys):
@@ -335,62 +373,87 @@ def test_workers_give_the_same_repo(dump, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_interrupted_run_leaves_nothing(dump, tmp_path, monkeypatch, capsys, error):
-    """Catches half a repo at the output, or temporary files beside it, after Ctrl-C or with the disk full."""
+def test_interrupted_run_is_gone_on_with(dump, tmp_path, monkeypatch, capsys, error):
+    """Catches half a repo at the output after Ctrl-C or with the disk full, work that is done again, and a scene kept although
+    its files or its questions have changed since."""
     read_scene = ScanNetBuilder.read_scene
+    fail_at, read = "scene0011_00", []
 
-    def stop_at_second(self, scene_id):
-        if scene_id == "scene0001_00":
+    def record(sources, options, scene):
+        read.append(scene.scene_id)
+        if scene.scene_id == fail_at:
             raise error
-        return read_scene(self, scene_id)
+        return read_scene(sources, options, scene)
 
-    monkeypatch.setattr(ScanNetBuilder, "read_scene", stop_at_second)
+    monkeypatch.setattr(ScanNetBuilder, "read_scene", record)
     assert main(scanqa_arguments(dump, tmp_path / "repo")) == (1 if isinstance(error, OSError) else 130)
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert ("No space left" if isinstance(error, OSError) else "interrupted") in message
-    assert leftovers(tmp_path) == []
-    monkeypatch.undo()
+    assert leftovers(tmp_path) == [".repo.partial"]
+    assert read == ["scene0000_00", "scene0001_00", "scene0011_00"]
+
+    picture = dump / "scans" / "scene0001_00" / "color" / "0.jpg"
+    PIL.Image.new("RGB", (48, 32), (255, 255, 255)).save(picture)
+    fail_at = None
+    read.clear()
     assert main(scanqa_arguments(dump, tmp_path / "repo")) == 0
+    assert read == ["scene0001_00", "scene0011_00"]
+    assert "1 scenes had been read by an interrupted run" in capsys.readouterr().out
+    assert leftovers(tmp_path) == ["repo"]
+    assert main(scanqa_arguments(dump, tmp_path / "fresh")) == 0
+    for name in ("scenes", "qa"):
+        repos = [datasets.load_dataset(str(tmp_path / repo), name) for repo in ("repo", "fresh")]
+        for split in ("train", "val"):
+            assert repos[0][split].to_list() == repos[1][split].to_list()
 
 
-SLOW_PREPARATION = """
-import sys, time
-from pathlib import Path
-from data_scripts import prepare
-from data_scripts.builders.base import ScanNetBuilder
+def test_interrupted_while_writing(dump, tmp_path, monkeypatch, capsys):
+    """Catches an interrupt that the library which writes Parquet turns into an error of its own."""
 
-def read_scene(self, scene_id):
-    (Path(self.config.root).parent / "reading").touch()
-    time.sleep(60)
+    def interrupt(path, pictures=True):
+        raise KeyboardInterrupt
 
-ScanNetBuilder.read_scene = read_scene
-prepare._interrupt_on_signals()
-sys.exit(prepare.main())
-"""
+    monkeypatch.setattr(PreparedScene, "read", interrupt)
+    assert main(scanqa_arguments(dump, tmp_path / "repo")) == 130
+    monkeypatch.undo()
+    assert leftovers(tmp_path) == [".repo.partial"]
+    assert main(scanqa_arguments(dump, tmp_path / "repo")) == 0
+    assert leftovers(tmp_path) == ["repo"]
+
+
+def test_two_preparations_at_once(dump, tmp_path, capsys):
+    """Catches two jobs that write into the same folder."""
+    (tmp_path / ".repo.partial").mkdir()
+    with FileLock(tmp_path / ".repo.partial" / "lock"):
+        refused(capsys, scanqa_arguments(dump, tmp_path / "repo"), "being prepared by another process")
+    assert not (tmp_path / "repo").exists()
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_terminated_command_cleans_up(dump, tmp_path, workers):
-    """Catches a time limit of a batch system leaving temporary files, and a pool that waits for its workers
-    forever."""
-    command = [
-        sys.executable,
-        "-c",
-        SLOW_PREPARATION,
-        *scanqa_arguments(dump, tmp_path / "repo", "--workers", workers),
-    ]
+    """Catches a time limit of a batch system that leaves half a repo or processes, or waits for its workers forever."""
+    picture = dump / "scans" / "scene0001_00" / "color" / "20.jpg"
+    picture.unlink()
+    os.mkfifo(picture)  # reading it takes until somebody writes
+    command = [sys.executable, "-m", "data_scripts.prepare"]
+    command += scanqa_arguments(dump, tmp_path / "repo", "--workers", workers)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
-        deadline = time.monotonic() + 30
-        while not (dump / "reading").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                writer = os.open(picture, os.O_WRONLY | os.O_NONBLOCK)  # fails unless somebody reads
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
         process.terminate()
         _, message = process.communicate(timeout=20)
+        os.close(writer)
     finally:
         process.kill()
     assert process.returncode == 130 and "interrupted" in message.splitlines()[-1]
-    assert leftovers(tmp_path) == []
+    assert not (tmp_path / "repo").exists()
 
 
 def test_prepared_twice(dump, tmp_path, capsys):
@@ -418,7 +481,7 @@ def test_prepared_twice(dump, tmp_path, capsys):
     shutil.rmtree(output)
     assert main(arguments) == 0
     scene = datasets.load_dataset(str(output), "scenes", split="val")[0]
-    assert np.asarray(scene["images"][0]).min() > 250
+    assert np.asarray(scene["images"][scene["frame_ids"].index("0")]).min() > 250
 
     next((output / "qa").glob("*.parquet")).unlink()
     refused(capsys, arguments, "missing or damaged")

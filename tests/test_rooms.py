@@ -225,18 +225,19 @@ def test_the_scannet_reader_recovers_the_cameras(few):
     """Catches a dump that the project's own reader rejects or reads in another frame."""
     scene = build_scene(FEW, 0)
     scan = Scan(few / "scannet" / "scene0000_00")
-    poses = scan.camera_poses()
-    assert sorted(poses, key=int) == ["0", "20"]
-    views = {view.frame_id: view for view in scan.views(poses)}
-    for number, name in enumerate(("0", "20")):
-        assert np.allclose(views[name].world_to_camera, scene.poses[number], atol=1e-4)
-        assert np.allclose(views[name].intrinsics, scene.camera, atol=1e-4)
+    frames = scan.frames()
+    assert [frame.frame_id for frame in frames] == ["0", "20"]
+    for number, frame in enumerate(frames):
+        view = scan.load(frame)
+        assert np.allclose(view.world_to_camera, scene.poses[number], atol=1e-4)
+        assert np.allclose(view.intrinsics, scene.camera, atol=1e-4)
 
 
 def test_files_follow_the_official_formats(few):
     """Catches a missing or additional key, a wrong type, or a wrong file name."""
     folder = few / "scannet" / "scene0003_00"
-    assert sorted(p.name for p in folder.iterdir()) == ["color", "depth", "intrinsic", "pose", "scene0003_00.txt"]
+    files = ["scene0003_00.txt", "scene0003_00_vh_clean_2.ply"]
+    assert sorted(p.name for p in folder.iterdir()) == ["color", "depth", "intrinsic", "pose", *files]
     assert sorted(p.name for p in (folder / "color").iterdir()) == ["0.jpg", "20.jpg"]
     color, depth = PIL.Image.open(folder / "color" / "20.jpg"), PIL.Image.open(folder / "depth" / "20.png")
     assert color.size == depth.size == (48, 48) and color.mode == "RGB" and np.asarray(depth).dtype == np.uint16

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ScanNet frame-dump reader and the choice of views."""
 
+import shutil
+
 import numpy as np
 import PIL.Image
 import pytest
-from scannet_dump import AXIS_ALIGNMENT, INTRINSICS, SIZE, camera_to_world, write_scan
+from scannet_dump import AXIS_ALIGNMENT, DEPTH_INTRINSICS, INTRINSICS, SIZE, camera_to_world, write_scan
 
-from data_scripts.scannet import Scan, depth_histogram
-from data_scripts.views import UnreadableFileError, read_picture, select_uniform
+from data_scripts.frames import depth_histogram
+from data_scripts.scannet import Scan, open_scan
+from data_scripts.views import UnreadableFileError, read_picture, spread
 
 
 def read_all(folder):
-    scan = Scan(folder)
-    return list(scan.views(scan.camera_poses()))
+    scan = open_scan(folder)
+    return [scan.load(frame) for frame in scan.frames()]
 
 
 def test_world_to_camera_is_in_the_aligned_world(tmp_path):
@@ -27,7 +30,7 @@ def test_world_to_camera_is_in_the_aligned_world(tmp_path):
     np.testing.assert_allclose(found, point_in_camera, atol=1e-5)
     pixel = view.intrinsics @ found
     np.testing.assert_allclose(pixel[:2] / pixel[2], [24 + 60 * 0.3 / 2.5, 16 - 62 * 0.2 / 2.5], atol=1e-4)
-    assert view.world_to_camera.dtype == view.intrinsics.dtype == view.depth_histogram.dtype == np.float32
+    assert view.depth.dtype == view.depth_histogram.dtype == np.float32
 
 
 def test_no_alignment_is_the_identity(tmp_path):
@@ -41,14 +44,33 @@ def test_missing_scene_description_is_an_error(tmp_path):
     folder = write_scan(tmp_path, "scene0000_00")
     (folder / "scene0000_00.txt").unlink()
     with pytest.raises(UnreadableFileError, match="scene0000_00.txt: missing"):
-        Scan(folder)
+        Scan(folder).frames()
 
 
-def test_lost_poses_are_no_candidates(tmp_path):
-    """Catches -inf poses, or frames without a pose file, becoming views."""
+def test_lost_poses_are_told(tmp_path):
+    """Catches -inf poses, or frames without a pose file, taken for posed, and frames sorted as text (0, 100, 20)."""
     folder = write_scan(tmp_path, "scene0000_00", frames=(0, 20, 40, 100), lost=(20,))
     (folder / "pose" / "40.txt").unlink()
-    assert sorted(Scan(folder).camera_poses(), key=int) == ["0", "100"]
+    (folder / "depth" / "100.png").unlink()
+    frames = Scan(folder).frames()
+    assert [frame.frame_id for frame in frames] == ["0", "20", "40", "100"]
+    assert [frame.world_to_camera is not None for frame in frames] == [True, False, False, True]
+    assert [frame.complete for frame in frames] == [True, False, False, False]
+
+
+def test_pictures_alone(tmp_path):
+    """Catches a dump of pictures only refused, or read with a pose that nothing backs."""
+    folder = write_scan(tmp_path, "scene0000_00", frames=(0, 20))
+    for name in ("depth", "pose", "intrinsic"):
+        shutil.rmtree(folder / name)
+    (folder / "scene0000_00.txt").unlink()
+    scan = open_scan(folder)
+    with pytest.raises(UnreadableFileError, match="intrinsic_color.txt: missing"):
+        scan.frames()
+    frames = scan.frames(geometry=False)
+    view = scan.load(frames[1])
+    assert view.encoded == (folder / "color" / "20.jpg").read_bytes() and view.image.size == SIZE
+    assert view.world_to_camera is view.intrinsics is view.depth is None
 
 
 @pytest.mark.parametrize(
@@ -60,7 +82,7 @@ def test_malformed_pose(tmp_path, pose, reason):
     folder = write_scan(tmp_path, "scene0000_00")
     (folder / "pose" / "20.txt").write_text(pose)
     with pytest.raises(UnreadableFileError, match=reason) as caught:
-        Scan(folder).camera_poses()
+        Scan(folder).frames()
     assert caught.value.file.endswith("20.txt")
 
 
@@ -68,7 +90,13 @@ def test_intrinsics_follow_the_size_of_the_picture(tmp_path):
     """Catches intrinsics of the sensor stored with pictures that were dumped smaller."""
     smaller = (SIZE[0] // 2, SIZE[1] // 4)
     (view,) = read_all(write_scan(tmp_path, "scene0000_00", frames=(0,), size=smaller))
-    np.testing.assert_allclose(view.intrinsics, np.diag([0.5, 0.25, 1]) @ INTRINSICS[:3, :3])
+    # Pixel edges, not pixel centres, keep their place: -0.5 stays -0.5.
+    (fx, _, cx), (_, fy, cy), _ = INTRINSICS[:3, :3]
+    expected = [[fx / 2, 0, (cx + 0.5) / 2 - 0.5], [0, fy / 4, (cy + 0.5) / 4 - 0.5], [0, 0, 1]]
+    np.testing.assert_allclose(view.intrinsics, expected)
+    # The depth maps are of 8 x 8 pixels, the description says 16 x 8.
+    (fx, _, cx), (_, fy, cy), _ = DEPTH_INTRINSICS[:3, :3]
+    np.testing.assert_allclose(view.depth_intrinsics, [[fx / 2, 0, (cx + 0.5) / 2 - 0.5], [0, fy, cy], [0, 0, 1]])
 
 
 def test_depth_histogram(tmp_path):
@@ -77,23 +105,47 @@ def test_depth_histogram(tmp_path):
     expected = np.zeros(16)
     expected[[0, 1, 15]] = 1 / 3
     np.testing.assert_allclose(view.depth_histogram, expected, rtol=1e-6)
-    assert depth_histogram(np.full((2, 2), 65535, dtype=np.uint16))[15] == 1
+    assert depth_histogram(np.full((2, 2), 65.535, dtype=np.float32))[15] == 1
+    edges = np.arange(16, dtype=np.float32)[None] / 2  # 0 is none, 0.5 belongs to bin 1
+    np.testing.assert_allclose(depth_histogram(edges), np.append(0, np.full(15, 1 / 15)), rtol=1e-6)
 
 
 def test_no_valid_depth_is_all_zero():
     """Catches a division by zero for a view in which nothing was measured."""
-    np.testing.assert_array_equal(depth_histogram(np.zeros((4, 4), dtype=np.uint16)), np.zeros(16))
+    np.testing.assert_array_equal(depth_histogram(np.zeros((4, 4), dtype=np.float32)), np.zeros(16))
 
 
-def test_missing_and_8_bit_depth_are_errors(tmp_path):
-    """Catches a histogram made up for missing depth, and a preview picture read as millimetres."""
+def test_8_bit_depth_is_an_error(tmp_path):
+    """Catches a preview picture read as millimetres."""
     folder = write_scan(tmp_path, "scene0000_00", frames=(0,))
     PIL.Image.new("L", (4, 4), 200).save(folder / "depth" / "0.png")
     with pytest.raises(UnreadableFileError, match="16-bit greyscale, this is mode L"):
         read_all(folder)
-    (folder / "depth" / "0.png").unlink()
-    with pytest.raises(UnreadableFileError, match="0.png: missing"):
-        read_all(folder)
+
+
+def test_truncated_files_of_a_dump(tmp_path):
+    """Catches a grey half of a picture, or no depth where there was some, stored after a copy that stopped."""
+    folder = write_scan(tmp_path, "scene ü 0", frames=(0,))
+    (frame,) = open_scan(folder).frames()
+    content = (folder / "depth" / "0.png").read_bytes()
+    (folder / "depth" / "0.png").write_bytes(content[:-40])
+    with pytest.raises(UnreadableFileError, match="0.png: not a readable depth map"):
+        open_scan(folder).load(frame)
+    content = (folder / "color" / "0.jpg").read_bytes()
+    (folder / "color" / "0.jpg").write_bytes(content[:-20])
+    for load in (open_scan(folder).load, open_scan(folder).load_image, lambda f: open_scan(folder).load_image(f, 8)):
+        with pytest.raises(UnreadableFileError, match="0.jpg: not a readable picture"):
+            load(frame)
+
+
+def test_a_look_at_a_picture_may_be_smaller(tmp_path):
+    """Catches a picture decoded below the size asked for, or at full size for nothing."""
+    folder = write_scan(tmp_path, "scene0000_00", frames=(0,), size=(256, 192))
+    scan = open_scan(folder)
+    (frame,) = scan.frames()
+    assert scan.load_image(frame, at_least=48).size == (64, 48)
+    assert scan.load_image(frame, at_least=49).size == (128, 96)
+    assert scan.load_image(frame, at_least=500).size == scan.load_image(frame).size == (256, 192)
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png"])
@@ -109,16 +161,11 @@ def test_truncated_picture(tmp_path, extension):
         read_picture(path)
 
 
-def test_uniform_views_are_ordered_by_number_and_evenly_spaced():
-    """Catches frames sorted as text (0, 100, 20), and a selection that clusters, repeats or depends on the input's
-    order."""
-    frames = [str(20 * n) for n in range(100)]
-    chosen = select_uniform(frames[::-1], 4)
-    assert chosen == select_uniform(frames, 4) == ["240", "740", "1240", "1740"]
-    assert select_uniform(["100", "0", "20"], 8) == ["0", "20", "100"]
-    assert select_uniform(["100", "0", "20"], 3) == ["0", "20", "100"]
-    assert select_uniform(["100", "0", "20"], 1) == ["20"]
+def test_uniform_views_are_evenly_spaced():
+    """Catches a selection that clusters or repeats, and one that takes the ends of a scan."""
+    assert spread(100, 4) == [12, 37, 62, 87]
+    assert spread(3, 8) == spread(3, 3) == [0, 1, 2]
+    assert spread(3, 1) == [1]
     for num_views in range(1, 101):
-        indices = [frames.index(frame) for frame in select_uniform(frames, num_views)]
-        gaps = np.diff(indices)
-        assert len(set(indices)) == num_views and (num_views == 1 or gaps.max() - gaps.min() <= 1)
+        gaps = np.diff(spread(100, num_views))
+        assert len(gaps) == num_views - 1 and (num_views == 1 or (gaps.min() > 0 and gaps.max() - gaps.min() <= 1))

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all dataset builders share: the two schemas, the builder configuration and the checks on annotation files.
+"""What all dataset builders share: the two schemas, what a builder has to provide, and the writing of both configurations.
 
 Every builder has two configurations. `scenes` holds each scene's views once; `qa` holds the questions and names
-scenes by `scene_id`. `data_scripts.builders.repo` runs both and makes a repo of them.
+scenes by `scene_id`. `data_scripts.builders.repo` reads the scenes, in several processes, runs both configurations over
+what came out and makes a repo of them.
 """
 
 import json
-import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets import BuilderConfig, DatasetInfo, Features, GeneratorBasedBuilder, Image, List, SplitGenerator, Value
 
-from ..scannet import Scan, scan_files
-from ..views import VIEW_SELECTIONS, UnreadableFileError
+from .annotations import Annotations, SceneInput
 
 
-SCHEMA_VERSION = 1  # part of the fingerprint: a repo of another schema is never taken for this one
+SCHEMA_VERSION = 2  # part of the fingerprint: a repo of another schema is never taken for this one
 
 SCENES_FEATURES = Features(
     {
@@ -47,54 +46,107 @@ QA_FEATURES = Features(
         "object_names": List(Value("string")),
         "position": List(Value("float32")),  # [3] or null
         "rotation": List(Value("float32")),  # [4] quaternion x, y, z, w or null
-        "action": Value("string"),
+        "position_frame": Value("string"),  # of position and rotation: "aligned" (as R, t), "annotation", or null
+        "action": Value("string"),  # JSON, metres in the frame of view 0, or null
+        "action_world": Value("string"),  # the same in the frame of R, t, or null
     }
 )
+EMPTY_QUESTION = {name: None for name in QA_FEATURES} | {"object_ids": [], "object_names": []}
 
 
-class InputError(ValueError):
-    """The given files cannot be prepared; the message is one line that says what to change."""
+@dataclass(frozen=True)
+class Sources:
+    """Where the raw files are; the command-line options of the same names. None or empty: not given."""
+
+    annotations: tuple[Path, ...] = ()
+    records: tuple[Path, ...] = ()
+    scannet_root: Path | None = None
+    arkitscenes_root: Path | None = None
+    roomplan_root: Path | None = None
+    image_root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What changes the result; the command-line options of the same names.
+
+    Attributes:
+        num_views: at most so many views per scene.
+        view_selection: one of `data_scripts.views.VIEW_SELECTIONS`.
+        max_frames: of a scan, at most so many frames, evenly spaced, are considered.
+        seed: of the selection `random`, and of the phrasing of instructions.
+        geometry: "required" (a scene without poses, intrinsics and depth is left out), "optional" (it is prepared without
+            geometry) or "none" (nothing but pictures is read).
+        image_size: the longer side of the stored pictures, in pixels; larger ones are made smaller. None: as they are.
+    """
+
+    num_views: int = 8
+    view_selection: str = "uniform"
+    max_frames: int = 200
+    seed: int = 0
+    geometry: str = "required"
+    image_size: int | None = None
 
 
 @dataclass
-class Annotations:
-    """The questions of all splits, checked and in the `qa` schema.
+class Remark:
+    """Something in a scene that the user should know of.
 
     Attributes:
-        questions: split name to the split's rows, in the order of the file.
-        notes: what was left out or taken for granted, one line each, for the user.
+        kind: the same words for all scenes, "frames without a pose".
+        count: how many of them.
+        example: which one, a few words.
     """
 
-    questions: dict[str, list[dict]]
-    notes: list[str] = field(default_factory=list)
+    kind: str
+    count: int
+    example: str
 
-    def scenes(self) -> dict[str, list[str]]:
-        """Split name to the ids of the scenes its questions are about, in the order of their first question."""
-        return {split: list(dict.fromkeys(row["scene_id"] for row in rows)) for split, rows in self.questions.items()}
+
+@dataclass
+class PreparedScene:
+    """A scene as it is stored.
+
+    Attributes:
+        images: encoded pictures.
+        frame_ids: their names in the raw data.
+        geometry: `R`, `t`, `K`, `depth_hist` as nested lists, or None.
+        questions: rows of `qa`, see `SceneInput`.
+        remarks: for the summary.
+    """
+
+    images: list[bytes]
+    frame_ids: list[str]
+    geometry: dict[str, list] | None
+    questions: list[dict]
+    remarks: list[Remark] = field(default_factory=list)
+
+    def to_bytes(self) -> bytes:
+        """One line of JSON, then the pictures."""
+        header = {**vars(self), "images": [len(image) for image in self.images]}
+        header["remarks"] = [vars(remark) for remark in self.remarks]
+        return json.dumps(header).encode() + b"\n" + b"".join(self.images)
+
+    @classmethod
+    def read(cls, path: str | Path, pictures: bool = True) -> "PreparedScene":
+        """Reads what `to_bytes` gave; without `pictures`, `images` is empty."""
+        with open(path, "rb") as stream:
+            header = json.loads(stream.readline())
+            header["images"] = [stream.read(length) for length in header["images"]] if pictures else []
+        header["remarks"] = [Remark(**remark) for remark in header["remarks"]]
+        return cls(**header)
 
 
 @dataclass
 class PreparationConfig(BuilderConfig):
-    """What a builder reads and how.
+    """What a configuration is written from.
 
     Attributes:
-        annotations: paths of the annotation files.
-        root: the folder that holds the scenes (ScanNet scans, or pictures).
-        num_views: at most so many views per scene.
-        view_selection: a key of `data_scripts.views.VIEW_SELECTIONS`.
-        strict: the first unusable scene is an error instead of being left out.
-        failures: folder in which the `scenes` configuration records the scenes it left out.
-        left_out: ids of the scenes whose questions the `qa` configuration leaves out.
+        files: a JSON file: split to scene_id to the path of the scene (`PreparedScene.to_bytes`), in order.
         fingerprint: of all the inputs; only there to make the builder's cache a different one when they change.
     """
 
-    annotations: tuple[str, ...] = ()
-    root: str = ""
-    num_views: int = 8
-    view_selection: str = "uniform"
-    strict: bool = False
-    failures: str = ""
-    left_out: tuple[str, ...] = ()
+    files: str = ""
     fingerprint: str = ""
 
 
@@ -103,7 +155,10 @@ class PreparationBuilder(GeneratorBasedBuilder):
 
     Class attributes:
         TITLE, SOURCE, LICENCE, ABOUT: what the dataset card says.
-        ROOT_OPTION: the command-line option that gives the scenes' folder.
+        PRIVATE: whether a licence asks to keep the repo private.
+        SOURCES, OPTIONAL_SOURCES: which fields of `Sources` it needs and may have.
+        OPTIONS: which fields of `Options` it takes.
+        DEFAULTS: its own defaults of them.
         SCENES_PER_BATCH: scenes kept in memory while writing; also the size of a Parquet row group of `scenes`.
     """
 
@@ -114,179 +169,54 @@ class PreparationBuilder(GeneratorBasedBuilder):
     SOURCE: ClassVar[str]
     LICENCE: ClassVar[str]
     ABOUT: ClassVar[str]
-    ROOT_OPTION: ClassVar[str]
+    PRIVATE: ClassVar[bool]
+    SOURCES: ClassVar[tuple[str, ...]]
+    OPTIONAL_SOURCES: ClassVar[tuple[str, ...]] = ()
+    OPTIONS: ClassVar[tuple[str, ...]]
+    DEFAULTS: ClassVar[dict[str, Any]] = {}
     SCENES_PER_BATCH: ClassVar[int]
 
     @classmethod
     @abstractmethod
-    def read_annotations(cls, files: Iterable[Path]) -> Annotations:
+    def read_annotations(cls, sources: Sources) -> Annotations:
         """Reads and checks the annotation files; raises `InputError`."""
 
     @classmethod
     @abstractmethod
-    def scene_exists(cls, root: Path, scene_id: str) -> bool:
-        """Whether `root` holds the scene at all."""
+    def scene_files(cls, sources: Sources, scene: SceneInput) -> Iterator[Path]:
+        """The raw files of a scene, in a fixed order, for the fingerprint; none at all if the scene is absent."""
 
     @classmethod
     @abstractmethod
-    def scene_files(cls, root: Path, scene_id: str) -> Iterator[Path]:
-        """The raw files of a scene, in a fixed order, for the fingerprint."""
-
-    @abstractmethod
-    def read_scene(self, scene_id: str) -> dict[str, Any]:
-        """A row of `scenes` without its `scene_id`; raises `UnreadableFileError` if the scene cannot be used."""
+    def read_scene(cls, sources: Sources, options: Options, scene: SceneInput) -> PreparedScene:
+        """Reads a scene; raises `UnreadableFileError` if it cannot be used."""
 
     def _info(self) -> DatasetInfo:
         return DatasetInfo(features=SCENES_FEATURES if self.config.name == "scenes" else QA_FEATURES)
 
     def _split_generators(self, dl_manager) -> list[SplitGenerator]:
-        annotations = self.read_annotations(Path(path) for path in self.config.annotations)
-        if self.config.name == "scenes":
-            # A list is what `num_proc` divides among processes, a tuple goes to each as a whole.
-            return [SplitGenerator(split, {"items": scenes}) for split, scenes in annotations.scenes().items()]
-        return [SplitGenerator(split, {"items": tuple(rows)}) for split, rows in annotations.questions.items()]
+        files = json.loads(Path(self.config.files).read_text(encoding="utf-8"))
+        return [SplitGenerator(split, {"files": tuple(paths.items())}) for split, paths in files.items()]
 
-    def _generate_examples(self, items: list[str] | tuple[dict, ...]) -> Iterator[tuple[str, dict]]:
-        if self.config.name == "qa":
-            left_out = set(self.config.left_out)
-            for row in items:
-                if row["scene_id"] not in left_out:
-                    yield row["question_id"], row
-            return
-        for scene_id in items:
-            try:
-                scene = self.read_scene(scene_id)
-            except UnreadableFileError as error:
-                self._record_failure(scene_id, error)
-                if self.config.strict:
-                    raise
+    def _generate_examples(self, files: tuple[tuple[str, str], ...]) -> Iterator[tuple[str, dict]]:
+        for scene_id, path in files:
+            scene = PreparedScene.read(path, pictures=self.config.name == "scenes")
+            if self.config.name == "scenes":
+                fields = {"images": scene.images, "frame_ids": scene.frame_ids, "geometry": scene.geometry}
+                yield scene_id, {"scene_id": scene_id, **fields}
                 continue
-            yield scene_id, {"scene_id": scene_id, **scene}
-
-    def _record_failure(self, scene_id: str, error: UnreadableFileError) -> None:
-        # With num_proc several processes record failures at once: one file each.
-        # Paths are relative because the record becomes part of the repo, which may be published.
-        file = os.path.relpath(error.file, self.config.root)
-        failure = {"scene_id": scene_id, "file": file, "reason": error.reason}
-        with open(Path(self.config.failures) / f"{os.getpid()}.jsonl", "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(failure) + "\n")
-
-
-class ScanNetBuilder(PreparationBuilder):
-    """Base of the builders whose scenes are ScanNet frame dumps; see `data_scripts.scannet`.
-
-    `R`, `t` are world-to-camera in OpenCV axes; the world is the scan's axis-aligned one (metres, z up).
-    """
-
-    ROOT_OPTION = "--scannet-root"
-    SCENES_PER_BATCH = 16  # eight views of 1296x968 are some two megabytes
-
-    @classmethod
-    def scene_exists(cls, root: Path, scene_id: str) -> bool:
-        return (root / scene_id).is_dir()
-
-    @classmethod
-    def scene_files(cls, root: Path, scene_id: str) -> Iterator[Path]:
-        return scan_files(root / scene_id)
-
-    def read_scene(self, scene_id: str) -> dict[str, Any]:
-        scan = Scan(Path(self.config.root) / scene_id)
-        poses = scan.camera_poses()
-        if not poses:
-            raise UnreadableFileError(scan.folder / "pose", "no picture has a valid pose")
-        chosen = VIEW_SELECTIONS[self.config.view_selection](list(poses), self.config.num_views)
-        views = list(scan.views({frame_id: poses[frame_id] for frame_id in chosen}))
-        return {
-            "images": [view.image for view in views],
-            "frame_ids": [view.frame_id for view in views],
-            "geometry": {
-                "R": [view.world_to_camera[:3, :3].tolist() for view in views],
-                "t": [view.world_to_camera[:3, 3].tolist() for view in views],
-                "K": [view.intrinsics.tolist() for view in views],
-                "depth_hist": [view.depth_histogram.tolist() for view in views],
-            },
-        }
-
-
-def qa_row(
-    scene_id: str, question_id: str, question: str, answers: list[str], task: str, **optional
-) -> dict[str, Any]:
-    """A row of `qa`; what a task does not have is null, or empty for the object lists."""
-    row = {name: None for name in QA_FEATURES} | {"object_ids": [], "object_names": []}
-    required = {
-        "scene_id": scene_id,
-        "question_id": question_id,
-        "question": question,
-        "answers": answers,
-        "task": task,
-    }
-    return row | required | optional
-
-
-def load_json(path: Path) -> Any:
-    """Parses a JSON file; raises `InputError` naming it if it is missing or no JSON."""
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return json.load(stream)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not a JSON file ({error})") from None
-
-
-def check_rows(path: Path, rows: Any, what: str, keys: dict[str, type | tuple[type, ...]]) -> list[dict]:
-    """Checks that `rows` is a non-empty list of objects that have `keys`, each of the type given.
-
-    Raises:
-        InputError: names the file, the index of the row and the key that is missing or of another type.
-    """
-    if not isinstance(rows, list) or not rows:
-        raise InputError(f"{path}: expected {what}, found {_describe(rows)}")
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise InputError(f"{path}: row {index} is {_describe(row)}, expected an object")
-        for key, kind in keys.items():
-            if key not in row:
-                raise InputError(f"{path}: row {index} has no '{key}'")
-            if not isinstance(row[key], kind):
-                expected = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-                raise InputError(f"{path}: row {index}: '{key}' is {_describe(row[key])}, expected {expected}")
-    return rows
-
-
-def check_items(path: Path, index: int, row: dict, key: str, kind: type) -> list:
-    """The list `row[key]` (empty if absent), after checking the type of its items; raises `InputError`."""
-    items = row.get(key, [])
-    if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
-        raise InputError(f"{path}: row {index}: '{key}' is not a list of {kind.__name__}")
-    return items
-
-
-def one_file_per_split(split: str, path: Path, taken: dict[str, Path]) -> None:
-    """Notes in `taken` that `path` is the file of `split`; raises `InputError` if there is one already."""
-    if split in taken:
-        raise InputError(f"two annotation files for the split '{split}': {taken[split]} and {path}")
-    taken[split] = path
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, (list, dict)) and not value:
-        return f"an empty {type(value).__name__}"
-    return "null" if value is None else f"a {type(value).__name__}"
+            for row in scene.questions:
+                yield row["question_id"], EMPTY_QUESTION | row
 
 
 __all__ = [
-    "Annotations",
-    "InputError",
-    "PreparationBuilder",
-    "PreparationConfig",
     "QA_FEATURES",
     "SCENES_FEATURES",
     "SCHEMA_VERSION",
-    "ScanNetBuilder",
-    "check_items",
-    "check_rows",
-    "load_json",
-    "one_file_per_split",
-    "qa_row",
+    "Options",
+    "PreparationBuilder",
+    "PreparationConfig",
+    "PreparedScene",
+    "Remark",
+    "Sources",
 ]

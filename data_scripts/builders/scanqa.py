@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ScanQA v1.0 (Azuma et al., CVPR 2022; https://github.com/ATR-DBI/ScanQA) over ScanNet frame dumps."""
+"""ScanQA v1.0 (Azuma et al., CVPR 2022; https://github.com/ATR-DBI/ScanQA) over ScanNet scans."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
-from .base import (
+from .annotations import (
     Annotations,
     InputError,
-    ScanNetBuilder,
     check_items,
     check_rows,
+    compare_with_official,
+    group_by_scene,
     load_json,
     one_file_per_split,
     qa_row,
 )
+from .base import Sources
+from .scans import ScanNetBuilder
 
 
 FILE_NAME = re.compile(r"ScanQA_v1\.0_(train|val|test_w_obj|test_wo_obj)\.json")
 QUESTION_KEYS = {"scene_id": str, "question_id": str, "question": str}
 ANSWER_KEYS = {"answers": list, "object_ids": list, "object_names": list}
+QUESTIONS = {"train": 25563, "val": 4675, "test_w_obj": 4976, "test_wo_obj": 6149}
+SCENES = {"train": 562, "val": 71, "test_w_obj": 70, "test_wo_obj": 97}
 
 
 class ScanQA(ScanNetBuilder):
@@ -38,19 +42,25 @@ class ScanQA(ScanNetBuilder):
     ABOUT = "`object_ids` are ScanNet instance ids. Splits whose official file has no answers have empty `answers`."
 
     @classmethod
-    def read_annotations(cls, files: Iterable[Path]) -> Annotations:
+    def read_annotations(cls, sources: Sources) -> Annotations:
         """Reads `ScanQA_v1.0_{train,val,test_w_obj,test_wo_obj}.json`.
 
         Raises:
             InputError: a file has another name or content, or two are for the same split.
         """
         paths = {}
-        for path in files:
+        for path in sources.annotations:
             name = FILE_NAME.fullmatch(path.name)
             if name is None:
                 raise InputError(f"{path}: not named ScanQA_v1.0_{{train,val,test_w_obj,test_wo_obj}}.json")
             one_file_per_split(name[1], path, paths)
-        return Annotations({split: _read_split(split, path) for split, path in paths.items()})
+        scenes, notes = {}, []
+        for split, path in paths.items():
+            scenes[split] = group_by_scene(_read_split(split, path))
+            asked = sum(len(scene.questions) for scene in scenes[split])
+            notes += compare_with_official(path.name, asked, QUESTIONS, split, "questions")
+            notes += compare_with_official(path.name, len(scenes[split]), SCENES, split, "scenes")
+        return Annotations(scenes, notes)
 
 
 def _read_split(split: str, path: Path) -> list[dict]:
@@ -59,7 +69,7 @@ def _read_split(split: str, path: Path) -> list[dict]:
     rows = []
     for index, row in enumerate(check_rows(path, load_json(path), "a list of questions", keys)):
         answers = check_items(path, index, row, "answers", str)
-        if answered and not answers:
+        if answered and not any(answer.strip() for answer in answers):
             raise InputError(f"{path}: row {index}: 'answers' is empty")
         rows.append(
             qa_row(

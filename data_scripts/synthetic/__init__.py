@@ -5,12 +5,13 @@ For trying the whole pipeline out without a licence, a download or a GPU; the ra
 """
 
 from .furniture import CATEGORIES, COLORS
-from .pipeline import Settings, build_picture, build_scene, generate, scene_name, split_of_scenes
+from .pipeline import FORMATS, Settings, build_picture, build_scene, generate, scene_name, split_of_scenes
 
 
 __all__ = [
     "CATEGORIES",
     "COLORS",
+    "FORMATS",
     "Settings",
     "build_picture",
     "build_scene",

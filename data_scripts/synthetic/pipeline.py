@@ -18,22 +18,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from .arkitscenes_writer import metadata_csv, video_id, write_arkitscenes
 from .layout import Scene, sample_labels, sample_scene
 from .questions import SCANQA_SHARES, Balance, Candidate, picture_turns, scanqa_candidates
+from .roomplan_writer import captured_room
+from .scannet_writer import jpeg, write_scan
+from .sens_writer import write_sens
 from .situations import SQA3D_SHARES, sqa3d_candidates
-from .writers import (
-    FIRST_SQA3D_ID,
-    instruct_item,
-    jpeg,
-    scanqa_items,
-    sqa3d_items,
-    write_json,
-    write_preview,
-    write_scan,
-)
+from .writers import FIRST_SQA3D_ID, instruct_item, scanqa_items, sqa3d_items, write_json, write_preview
 
 
 SPLITS = ("train", "val", "test")
+FORMATS = ("scannet", "sens", "arkitscenes", "arkitscenes_raw", "roomplan")
 VALIDATION_SHARE, TEST_SHARE = 0.05, 0.1
 SCANQA_PER_SCENE, SQA3D_PER_SCENE = 12, 5
 MINIMUM_SCENES, MINIMUM_SIZE, MAXIMUM_OBJECTS = 3, 28, 8
@@ -54,6 +50,7 @@ class Settings:
         seed: the same seed gives the same bytes.
         instruct_images: number of single pictures with a conversation, 0 or at least 2.
         objects: least and most objects in a room.
+        formats: raw formats each room is written in, of `FORMATS`.
     """
 
     scenes: int
@@ -62,6 +59,7 @@ class Settings:
     seed: int
     instruct_images: int
     objects: tuple[int, int] = (3, 5)
+    formats: tuple[str, ...] = ("scannet",)
 
     def __post_init__(self):
         if self.scenes < MINIMUM_SCENES:
@@ -77,6 +75,8 @@ class Settings:
         low, high = self.objects
         if not 1 <= low <= high <= MAXIMUM_OBJECTS:
             raise ValueError(f"objects must be 1 <= MIN <= MAX <= {MAXIMUM_OBJECTS}, got {low} {high}")
+        if not self.formats or not set(self.formats) <= set(FORMATS):
+            raise ValueError(f"formats must be some of {', '.join(FORMATS)}, got {' '.join(self.formats) or 'none'}")
 
 
 @dataclass
@@ -174,7 +174,7 @@ def _generate(settings: Settings, folder: Path, workers: int, preview: bool, pro
     next_id = FIRST_SQA3D_ID
     pictures = settings.instruct_images
     with _pool(workers) as run, tqdm(total=settings.scenes + pictures, disable=not progress, unit="room") as bar:
-        rooms = run(partial(_make_room, settings, folder / "scannet"), range(settings.scenes))
+        rooms = run(partial(_make_room, settings, folder), enumerate(splits))
         for index, (split, room) in enumerate(zip(splits, rooms)):
             scene_id = scene_name(index)
             room_balance, situation_balance = balances[split]
@@ -206,8 +206,12 @@ def _generate(settings: Settings, folder: Path, workers: int, preview: bool, pro
     for split, wanted in (("train", False), ("val", True)):
         chosen = [item for index, item in enumerate(items) if (index in held_out) == wanted]
         write_json(folder / "instruct" / f"instruct_{split}.json", chosen)
+    if {"arkitscenes", "arkitscenes_raw"} & set(settings.formats):
+        directions = [sky_direction(settings, index) for index in range(settings.scenes)]
+        (folder / "arkitscenes" / "metadata.csv").write_text(metadata_csv(splits, directions))
     if preview:
-        write_preview(folder / "preview.png", folder / "scannet", captions)
+        pictures = {scene_name(index): build_scene(settings, index).rgb for index in range(len(captions))}
+        write_preview(folder / "preview.png", pictures, captions)
     return {
         "scenes": settings.scenes,
         "views": settings.scenes * settings.views,
@@ -217,9 +221,26 @@ def _generate(settings: Settings, folder: Path, workers: int, preview: bool, pro
     }
 
 
-def _make_room(settings: Settings, scans: Path, index: int) -> Room:
+def sky_direction(settings: Settings, index: int) -> str:
+    """The side of the ARKitScenes pictures of room number `index` at which the sky is."""
+    return str(np.random.default_rng([settings.seed, _SCENE, index, 4]).choice(["Up", "Down", "Left", "Right"]))
+
+
+def _make_room(settings: Settings, folder: Path, numbered_split: tuple[int, str]) -> Room:
+    index, split = numbered_split
     scene = build_scene(settings, index)
-    write_scan(scans / scene_name(index), scene)
+    if "scannet" in settings.formats:
+        write_scan(folder / "scannet" / scene_name(index), scene)
+    if "sens" in settings.formats:
+        write_sens(folder / "sens" / scene_name(index), scene)
+    for name, layout in (("arkitscenes", "3dod"), ("arkitscenes_raw", "raw")):
+        if name in settings.formats:
+            scan = folder / "arkitscenes" / layout / ("Training" if split == "train" else "Validation")
+            rng = np.random.default_rng([settings.seed, _SCENE, index, 2])  # the same recording in both layouts
+            write_arkitscenes(rng, scan / video_id(index), scene, layout, sky_direction(settings, index))
+    if "roomplan" in settings.formats:
+        rng = np.random.default_rng([settings.seed, _SCENE, index, 3])
+        write_json(folder / "roomplan" / f"{video_id(index)}.json", captured_room(rng, scene))
     rng = np.random.default_rng([settings.seed, _SCENE, index, 1])
     return Room(
         names=[piece.category for piece in scene.pieces],
@@ -249,4 +270,14 @@ def _pool(workers: int) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
         yield partial(pool.imap, chunksize=4)
 
 
-__all__ = ["Settings", "build_picture", "build_scene", "check_output", "generate", "scene_name", "split_of_scenes"]
+__all__ = [
+    "FORMATS",
+    "Settings",
+    "build_picture",
+    "build_scene",
+    "check_output",
+    "generate",
+    "scene_name",
+    "sky_direction",
+    "split_of_scenes",
+]

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes rooms and questions in the raw formats of ScanNet, ScanQA, SQA3D and LLaVA-style instruction data."""
+"""Writes questions in the raw formats of ScanQA, SQA3D and LLaVA-style instruction data, and a contact sheet."""
 
-import io
 import json
 from pathlib import Path
 
@@ -10,61 +9,17 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from .layout import HEIGHT, Scene
+from .layout import HEIGHT
 from .questions import Candidate
 from .situations import Situation
 
 
-FRAME_STEP = 20  # official dumps skip frames too
 FIRST_SQA3D_ID = 220602000000  # SQA3D numbers its questions from here
 
 
 def write_json(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def jpeg(rgb: np.ndarray) -> bytes:
-    """Encodes `[S, S, 3]` uint8; full chroma resolution, because colour is what half the questions are about."""
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(rgb).save(buffer, format="JPEG", quality=92, subsampling=0)
-    return buffer.getvalue()
-
-
-def write_scan(folder: Path, scene: Scene) -> None:
-    """Writes a ScanNet frame dump of the scene, `folder` bearing the scene's name."""
-    for name in ("color", "depth", "pose", "intrinsic"):
-        (folder / name).mkdir(parents=True)
-    for view in range(len(scene.poses)):
-        frame = view * FRAME_STEP
-        (folder / "color" / f"{frame}.jpg").write_bytes(jpeg(scene.rgb[view]))
-        PIL.Image.fromarray(scene.depth[view]).save(folder / "depth" / f"{frame}.png", compress_level=3)
-        camera_to_raw = np.linalg.inv(scene.poses[view] @ scene.alignment)
-        (folder / "pose" / f"{frame}.txt").write_text(_matrix(camera_to_raw))
-    camera = np.eye(4)
-    camera[:3, :3] = scene.camera
-    for name in ("color", "depth"):
-        (folder / "intrinsic" / f"intrinsic_{name}.txt").write_text(_matrix(camera))
-    size = scene.rgb.shape[1]
-    values = {
-        "axisAlignment": " ".join(f"{number:.6f}" for number in scene.alignment.ravel()),
-        "colorHeight": size,
-        "colorWidth": size,
-        "depthHeight": size,
-        "depthWidth": size,
-        "fx_color": f"{scene.camera[0, 0]:.6f}",
-        "fx_depth": f"{scene.camera[0, 0]:.6f}",
-        "fy_color": f"{scene.camera[1, 1]:.6f}",
-        "fy_depth": f"{scene.camera[1, 1]:.6f}",
-        "mx_color": f"{scene.camera[0, 2]:.6f}",
-        "mx_depth": f"{scene.camera[0, 2]:.6f}",
-        "my_color": f"{scene.camera[1, 2]:.6f}",
-        "my_depth": f"{scene.camera[1, 2]:.6f}",
-        "numColorFrames": len(scene.poses),
-        "numDepthFrames": len(scene.poses),
-    }
-    text = "".join(f"{key} = {value}\n" for key, value in values.items())
-    (folder / f"{folder.name}.txt").write_text(text)
 
 
 def scanqa_items(scene_id: str, split: str, names: list[str], chosen: list[Candidate]) -> list[dict]:
@@ -152,20 +107,19 @@ def instruct_item(name: str, turns: list[tuple[str, str]]) -> dict:
     return {"id": name, "image": f"images/{name}.jpg", "conversations": conversations}
 
 
-def write_preview(path: Path, scans: Path, questions: dict[str, list[tuple[str, str]]]) -> None:
+def write_preview(path: Path, scenes: dict[str, np.ndarray], questions: dict[str, list[tuple[str, str]]]) -> None:
     """A contact sheet: a row of views per scene, with some of its questions and answers below.
 
     Args:
         path: the PNG file.
-        scans: folder of the frame dumps.
+        scenes: scene id to its pictures, `[V, H, W, 3]` uint8.
         questions: scene id to (question, answer) pairs.
     """
     font = PIL.ImageFont.load_default(size=13)
     line = 18
     rows = []
     for scene_id, pairs in questions.items():
-        files = sorted((scans / scene_id / "color").iterdir(), key=lambda file: int(file.stem))[:6]
-        pictures = [PIL.Image.open(file).convert("RGB") for file in files]
+        pictures = [PIL.Image.fromarray(rgb) for rgb in scenes[scene_id][:6]]
         side = pictures[0].width * max(1, round(168 / pictures[0].width))
         row = PIL.Image.new("RGB", (max(side * len(pictures), 420), side + line * len(pairs) + 8), "white")
         for column, picture in enumerate(pictures):
@@ -182,18 +136,12 @@ def write_preview(path: Path, scans: Path, questions: dict[str, list[tuple[str, 
     sheet.save(path)
 
 
-def _matrix(matrix: np.ndarray) -> str:
-    return "".join(" ".join(f"{number:.6f}" for number in row) + "\n" for row in matrix)
-
-
 __all__ = [
     "FIRST_SQA3D_ID",
     "instruct_item",
-    "jpeg",
     "raw_pose",
     "scanqa_items",
     "sqa3d_items",
     "write_json",
     "write_preview",
-    "write_scan",
 ]

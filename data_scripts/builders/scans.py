@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a scan, whatever its raw format, to the views of a prepared scene."""
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from ..frames import Frame, SceneReader, scale_intrinsics
+from ..scannet import open_scan
+from ..views import UnreadableFileError, select_views
+from .annotations import SceneInput
+from .base import Options, PreparationBuilder, PreparedScene, Remark, Sources
+
+
+JPEG_QUALITY = 92
+
+
+@dataclass
+class StoredView:
+    """A view as it is stored, and the depth it was made from.
+
+    Attributes:
+        frame_id: its name in the raw data.
+        image: encoded.
+        size: (width, height) of `image`.
+        world_to_camera, intrinsics: `[4, 4]` and `[3, 3]` float64, pixels of `image`; None without geometry.
+        depth_histogram: `[16]` float32.
+        depth, depth_intrinsics: `[h, w]` metres and `[3, 3]`, as the sensor gave them; None without geometry.
+    """
+
+    frame_id: str
+    image: bytes
+    size: tuple[int, int]
+    world_to_camera: np.ndarray | None
+    intrinsics: np.ndarray | None
+    depth_histogram: np.ndarray
+    depth: np.ndarray | None
+    depth_intrinsics: np.ndarray | None
+
+
+def read_scan(scan: SceneReader, options: Options) -> tuple[list[StoredView], list[Remark]]:
+    """Chooses and reads the views of a scan.
+
+    Returns:
+        the views, either all with geometry or all without, and what the user should know.
+
+    Raises:
+        UnreadableFileError: no frame can be used, a chosen picture is broken, or geometry is required and missing.
+    """
+    remarks: list[Remark] = []
+    frames = None
+    if options.geometry != "none":
+        try:
+            frames = _posed_frames(scan, remarks)
+        except UnreadableFileError as error:
+            if options.geometry == "required":
+                raise
+            name = Path(error.file).name
+            remarks = [Remark("scenes prepared without geometry", 1, f"{name}: {error.reason}")]
+    if frames is None:
+        frames = scan.frames(geometry=False)
+        if not frames:
+            raise UnreadableFileError(scan.folder, "no picture")
+    chosen, rejected = select_views(
+        scan, frames, options.num_views, options.view_selection, options.max_frames, options.seed
+    )
+    if rejected:
+        remarks.append(Remark("black, blurred or broken frames passed over", len(rejected), rejected[0]))
+    views = [_store(scan, frame, options.image_size) for frame in chosen]
+    if len(views) < options.num_views:
+        remarks.append(Remark("scenes with fewer views than asked for", 1, f"{len(views)} of {options.num_views}"))
+    return views, remarks
+
+
+def prepared_scene(views: list[StoredView], questions: list[dict], remarks: list[Remark]) -> PreparedScene:
+    """The scene with these views."""
+    geometry = None
+    if views[0].world_to_camera is not None:
+        geometry = {
+            "R": [view.world_to_camera[:3, :3].tolist() for view in views],
+            "t": [view.world_to_camera[:3, 3].tolist() for view in views],
+            "K": [view.intrinsics.tolist() for view in views],
+            "depth_hist": [view.depth_histogram.tolist() for view in views],
+        }
+    return PreparedScene(
+        images=[view.image for view in views],
+        frame_ids=[view.frame_id for view in views],
+        geometry=geometry,
+        questions=questions,
+        remarks=remarks,
+    )
+
+
+def shrink(image: PIL.Image.Image, image_size: int | None) -> PIL.Image.Image:
+    """`image` with its longer side brought down to `image_size` pixels; a smaller one as it is."""
+    if image_size is None or max(image.size) <= image_size:
+        return image
+    scale = image_size / max(image.size)
+    return image.resize([max(1, round(side * scale)) for side in image.size], PIL.Image.Resampling.LANCZOS)
+
+
+def encode(image: PIL.Image.Image) -> bytes:
+    """JPEG at full chroma resolution: thin lines and small lettering survive."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+class ScanNetBuilder(PreparationBuilder):
+    """Base of the builders whose scenes are ScanNet scans; see `data_scripts.scannet`.
+
+    `R`, `t` are world-to-camera in OpenCV axes; the world is the scan's axis-aligned one (metres, z up).
+    """
+
+    PRIVATE = True
+    SOURCES = ("annotations", "scannet_root")
+    OPTIONS = ("num_views", "view_selection", "max_frames", "seed", "geometry", "image_size")
+    SCENES_PER_BATCH = 4  # eight views of 1296x968 are some two megabytes, and a batch is in memory several times over
+
+    @classmethod
+    def scene_files(cls, sources: Sources, scene: SceneInput) -> Iterator[Path]:
+        folder = sources.scannet_root / scene.scene_id
+        if folder.is_dir():
+            yield folder
+            try:
+                yield from open_scan(folder).files()
+            except UnreadableFileError:
+                return  # reading the scene says so
+
+    @classmethod
+    def read_scene(cls, sources: Sources, options: Options, scene: SceneInput) -> PreparedScene:
+        scan = open_scan(sources.scannet_root / scene.scene_id)
+        views, remarks = read_scan(scan, options)
+        return prepared_scene(views, scene.questions, remarks)
+
+
+def _posed_frames(scan: SceneReader, remarks: list[Remark]) -> list[Frame]:
+    """The frames that have everything; raises `UnreadableFileError` if there are none."""
+    frames, lacking, first = [], Counter(), {}
+    for frame in scan.frames():
+        lack = next(
+            (
+                what
+                for what, there in (
+                    ("a pose", frame.world_to_camera is not None),
+                    ("intrinsics", frame.has_intrinsics),
+                    ("depth", frame.has_depth),
+                )
+                if not there
+            ),
+            None,
+        )
+        if lack is None:
+            frames.append(frame)
+        else:
+            lacking[lack] += 1
+            first.setdefault(lack, frame.frame_id)
+    if not frames:
+        what = f"a valid pose, intrinsics and depth ({_join(lacking)})" if lacking else "a picture"
+        raise UnreadableFileError(scan.folder, f"no frame has {what}")
+    remarks += [Remark(f"frames without {what}", count, f"frame {first[what]}") for what, count in lacking.items()]
+    return frames
+
+
+def _store(scan: SceneReader, frame: Frame, image_size: int | None) -> StoredView:
+    view = scan.load(frame)
+    image = shrink(view.image, image_size)
+    unchanged = image is view.image and view.encoded is not None
+    return StoredView(
+        frame_id=view.frame_id,
+        image=view.encoded if unchanged else encode(image),
+        size=image.size,
+        world_to_camera=view.world_to_camera,
+        intrinsics=None if view.intrinsics is None else scale_intrinsics(view.intrinsics, view.image.size, image.size),
+        depth_histogram=view.depth_histogram,
+        depth=view.depth,
+        depth_intrinsics=view.depth_intrinsics,
+    )
+
+
+def _join(lacking: Counter) -> str:
+    return ", ".join(f"{count} without {what}" for what, count in lacking.items())
+
+
+__all__ = [
+    "ScanNetBuilder",
+    "StoredView",
+    "encode",
+    "prepared_scene",
+    "read_scan",
+    "shrink",
+]

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Downloads ARKitScenes, with the options of the official script, in the layout that `data_scripts.prepare` reads.
+
+    python -m data_scripts.download_arkitscenes 3dod --split Validation --video_id 41069021 41069025 --output ARKitScenes
+    python -m data_scripts.download_arkitscenes raw --video_id_csv raw_train_val_splits.csv --split Training \\
+        --assets lowres_wide lowres_depth lowres_wide_intrinsics lowres_wide.traj annotation --output ARKitScenes
+
+An interrupted download goes on where it stopped; what is complete is not fetched again. Exit status: 0 everything is there,
+1 something could not be fetched, 2 the arguments cannot be used, 130 interrupted.
+
+Source of the options, addresses and names: https://github.com/apple/ARKitScenes (DATA.md, download_data.py).
+"""
+
+import argparse
+import csv
+import http.client
+import os
+import shutil
+import signal
+import sys
+import threading
+import urllib.error
+import urllib.request
+import zipfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from tqdm import tqdm
+
+
+BASE_URL = "https://docs-assets.developer.apple.com/ml-research/datasets/arkitscenes/v1"
+SPLITS = ("Training", "Validation")
+ARCHIVES = ("confidence", "highres_depth", "lowres_depth", "lowres_wide", "lowres_wide_intrinsics", "ultrawide")
+ARCHIVES += ("ultrawide_intrinsics", "vga_wide", "vga_wide_intrinsics", "wide", "wide_intrinsics")
+FILES = {
+    "mov": "{video_id}.mov",
+    "annotation": "{video_id}_3dod_annotation.json",
+    "mesh": "{video_id}_3dod_mesh.ply",
+    "lowres_wide.traj": "lowres_wide.traj",
+}
+ATTEMPTS = 6
+FIRST_PAUSE = 1.0  # seconds before the second attempt; it doubles with each further one
+LONGEST_PAUSE = 60.0
+TIMEOUT = 60.0  # seconds without a byte
+CHUNK = 1 << 18
+
+
+class DownloadError(RuntimeError):
+    """A file that cannot be had; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file to fetch.
+
+    Attributes:
+        url: its address.
+        target: the file or, of an archive, the folder that is there once it is complete.
+        archive: whether it is a zip to unpack into `target`.
+    """
+
+    url: str
+    target: Path
+    archive: bool
+
+
+class Downloader:
+    """Fetches items one by one; may be used by several threads at once.
+
+    Args:
+        keep_zip: leave an unpacked archive where it was.
+        bar: progress bar that counts bytes.
+    """
+
+    def __init__(self, keep_zip: bool, bar: tqdm):
+        self.keep_zip = keep_zip
+        self.bar = bar
+        self.stopped = threading.Event()
+        self._bar_lock = threading.Lock()
+
+    def fetch(self, item: Item) -> bool:
+        """Fetches and unpacks an item; returns False if it was there already.
+
+        Raises:
+            DownloadError: the server does not have it, or every attempt failed.
+        """
+        if item.target.exists():
+            return False
+        item.target.parent.mkdir(parents=True, exist_ok=True)
+        path = item.target.with_name(item.target.name + ".zip") if item.archive else item.target
+        # A kept archive without its folder: it was not unpacked to the end.
+        if path.exists() and not self._unpacked(item, path):
+            path.unlink()
+        pause = FIRST_PAUSE
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                if not item.target.exists():
+                    self._download(item.url, path)
+                    if item.archive and not self._unpacked(item, path):
+                        path.unlink()
+                        raise OSError("what arrived is no intact zip")
+                if item.archive and not self.keep_zip:
+                    path.unlink(missing_ok=True)
+                return True
+            except urllib.error.HTTPError as error:
+                reason = f"HTTP {error.code} {error.reason}"
+                if error.code < 500 and error.code not in (408, 429):
+                    raise DownloadError(f"{item.url}: {reason}") from None
+                wait = max(pause, float(error.headers.get("Retry-After", 0) or 0)) if _is_number(error) else pause
+            except (OSError, http.client.HTTPException) as error:
+                reason, wait = str(error) or type(error).__name__, pause
+            if attempt == ATTEMPTS or self.stopped.wait(min(wait, LONGEST_PAUSE)):
+                raise DownloadError(f"{item.url}: {reason} ({attempt} attempts)")
+            pause *= 2
+        raise AssertionError("unreachable")
+
+    def _download(self, url: str, path: Path) -> None:
+        """Downloads to `path` by way of `<path>.part`, from which the next attempt goes on."""
+        part = path.with_name(path.name + ".part")
+        start = part.stat().st_size if part.exists() else 0
+        request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+        try:
+            response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # the part is as long as the file, or longer: only the server's length could tell
+                part.unlink()
+                raise OSError("what was there of it does not fit the server's file") from None
+            raise
+        with response:
+            if response.status == 206:
+                first, total = _content_range(response.headers.get("Content-Range", ""))
+                if first != start:
+                    part.unlink()
+                    raise OSError(f"asked for bytes from {start}, got them from {first}")
+            else:  # the server does not resume
+                start = 0
+                length = response.headers.get("Content-Length")
+                total = None if length is None else int(length)
+            size, complete = start, False
+            with self._bar_lock:
+                self.bar.total = (self.bar.total or 0) + (total or 0)
+                self.bar.update(start)
+            try:
+                with open(part, "ab" if start else "wb") as stream:
+                    while chunk := response.read(CHUNK):
+                        if self.stopped.is_set():
+                            raise DownloadError(f"{url}: interrupted")
+                        stream.write(chunk)
+                        size += len(chunk)
+                        with self._bar_lock:
+                            self.bar.update(len(chunk))
+                complete = total in (None, size)
+            finally:
+                if not complete:
+                    with self._bar_lock:  # all of it is counted again with the next attempt
+                        self.bar.total -= total or 0
+                        self.bar.update(-size)
+        if not complete:
+            raise OSError(f"{size} of {total} bytes arrived")
+        os.replace(part, path)
+
+    def _unpacked(self, item: Item, path: Path) -> bool:
+        """Unpacks an archive, and archives inside it, into `item.target`; returns False if it is damaged.
+
+        Raises:
+            DownloadError: it is intact but does not hold a folder of the target's name.
+        """
+        if not item.archive:
+            return True
+        folder = item.target.with_name(f".{item.target.name}.unpacking")
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            _unpack(path, folder)
+        except (zipfile.BadZipFile, EOFError, NotImplementedError):
+            shutil.rmtree(folder, ignore_errors=True)
+            return False
+        found = next((place for place in sorted(folder.rglob(item.target.name)) if place.is_dir()), None)
+        if found is None:
+            names = ", ".join(sorted(place.name for place in folder.iterdir())[:5])
+            shutil.rmtree(folder)
+            path.unlink()
+            raise DownloadError(f"{item.url}: holds no folder {item.target.name}, but {names or 'nothing'}")
+        os.replace(found, item.target)
+        shutil.rmtree(folder)
+        return True
+
+
+def plan(args: argparse.Namespace) -> list[Item]:
+    """The files that the arguments ask for; raises `ValueError` if they make no sense."""
+    if args.video_id and args.split is None:
+        raise ValueError("--video_id needs --split")
+    dataset = args.dataset or ("raw" if args.assets else "3dod")
+    if dataset == "3dod" and args.assets:
+        raise ValueError("--assets are those of raw; 3dod comes as one archive per video")
+    if dataset == "raw" and not args.assets:
+        raise ValueError("raw needs --assets")
+    videos = [(args.split, video_id) for video_id in args.video_id or ()] or _read_csv(args.video_id_csv, args.split)
+    for _, video_id in videos:
+        if not (video_id.isascii() and video_id.isdigit()):
+            raise ValueError(f"'{video_id}' is no video id")
+    base = args.base_url.rstrip("/")
+    folder = args.output / dataset
+    server_folder = "threedod" if dataset == "3dod" else "raw"
+    items = [Item(f"{base}/{server_folder}/metadata.csv", folder / "metadata.csv", archive=False)]
+    for split, video_id in dict.fromkeys(videos):
+        if dataset == "3dod":
+            items.append(Item(f"{base}/threedod/{split}/{video_id}.zip", folder / split / video_id, archive=True))
+            continue
+        for asset in dict.fromkeys(args.assets):
+            archive = asset in ARCHIVES
+            name = f"{asset}.zip" if archive else FILES[asset].format(video_id=video_id)
+            target = folder / split / video_id / (asset if archive else name)
+            items.append(Item(f"{base}/raw/{split}/{video_id}/{quote(name)}", target, archive))
+    return items
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_scripts.download_arkitscenes", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("dataset", nargs="?", choices=("3dod", "raw"), help="default: raw with --assets, else 3dod")
+    parser.add_argument("--split", choices=SPLITS)
+    videos = parser.add_mutually_exclusive_group(required=True)
+    videos.add_argument("--video_id", "--video-id", nargs="+")
+    videos.add_argument(
+        "--video_id_csv", "--video-id-csv", type=Path, help="columns video_id and fold; of --split only"
+    )
+    parser.add_argument(
+        "--assets", "--raw_dataset_assets", nargs="+", choices=(*ARCHIVES, *FILES), metavar="ASSET", help="of raw"
+    )
+    parser.add_argument("--output", "--download_dir", type=Path, required=True)
+    parser.add_argument("--keep_zip", "--keep-zip", action="store_true", help="keep the archives beside the folders")
+    parser.add_argument("--base-url", default=BASE_URL, help="a mirror (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=4, help="downloads at a time (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.workers < 1:
+        parser.error(f"argument --workers: {args.workers} is not positive")
+    try:
+        items = plan(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    fetched, there, failures = 0, 0, []
+    with tqdm(unit="B", unit_scale=True, desc="Downloading") as bar, ThreadPoolExecutor(args.workers) as pool:
+        downloader = Downloader(args.keep_zip, bar)
+        futures = [pool.submit(downloader.fetch, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                try:
+                    is_new = future.result()
+                except DownloadError as error:
+                    failures.append(str(error))
+                else:
+                    fetched, there = fetched + is_new, there + (not is_new)
+        except BaseException:
+            downloader.stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            if sys.exc_info()[0] is not KeyboardInterrupt:
+                raise
+            print("interrupted: the same command goes on from here", file=sys.stderr)
+            return 130
+    for failure in sorted(failures):
+        print(f"failed: {failure}", file=sys.stderr)
+    print(f"{args.output}: {fetched} fetched, {there} there already, {len(failures)} failed")
+    return 1 if failures else 0
+
+
+def _read_csv(path: Path, split: str | None) -> list[tuple[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    videos = []
+    for number, row in enumerate(rows, start=2):
+        if not row.get("video_id") or row.get("fold") not in SPLITS:
+            raise ValueError(f"{path}: line {number}: expected columns video_id and fold (Training or Validation)")
+        if split in (None, row["fold"]):
+            videos.append((row["fold"], row["video_id"].removesuffix(".0")))  # as pandas writes a column with gaps
+    if not videos:
+        raise ValueError(f"{path}: no video" + (f" of {split}" if split else ""))
+    return videos
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """Unpacks a zip; a zip inside it is unpacked where it lies. Raises `zipfile.BadZipFile`."""
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder)  # checks every CRC, and keeps to the folder whatever the names are
+    for inner in sorted(folder.rglob("*.zip")):
+        with zipfile.ZipFile(inner) as archive:
+            archive.extractall(inner.parent)
+        inner.unlink()
+
+
+def _content_range(value: str) -> tuple[int, int | None]:
+    """First byte and total length of `bytes 100-199/200`; raises `OSError`."""
+    try:
+        span, total = value.removeprefix("bytes ").split("/")
+        return int(span.split("-")[0]), None if total == "*" else int(total)
+    except ValueError:
+        raise OSError(f"an answer with the range '{value}'") from None
+
+
+def _is_number(error: urllib.error.HTTPError) -> bool:
+    return (error.headers.get("Retry-After") or "").isdigit()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())

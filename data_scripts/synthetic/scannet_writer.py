@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a room as a ScanNet frame dump; see `data_scripts.scannet` for the format."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from plyfile import PlyData, PlyElement
+
+from . import furniture
+from .layout import Scene, _faces
+
+
+FRAME_STEP = 20  # official dumps skip frames too
+WALL_COLOR = (170, 170, 170)
+
+
+def jpeg(rgb: np.ndarray) -> bytes:
+    """Encodes `[H, W, 3]` uint8; full chroma resolution, because colour is what half the questions are about."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(rgb).save(buffer, format="JPEG", quality=92, subsampling=0)
+    return buffer.getvalue()
+
+
+def write_scan(folder: Path, scene: Scene) -> None:
+    """Writes a ScanNet frame dump of the scene, `folder` bearing the scene's name."""
+    for name in ("color", "depth", "pose", "intrinsic"):
+        (folder / name).mkdir(parents=True)
+    for view in range(len(scene.poses)):
+        frame = view * FRAME_STEP
+        (folder / "color" / f"{frame}.jpg").write_bytes(jpeg(scene.rgb[view]))
+        PIL.Image.fromarray(scene.depth[view]).save(folder / "depth" / f"{frame}.png", compress_level=3)
+        camera_to_raw = np.linalg.inv(scene.poses[view] @ scene.alignment)
+        (folder / "pose" / f"{frame}.txt").write_text(_matrix(camera_to_raw))
+    camera = np.eye(4)
+    camera[:3, :3] = scene.camera
+    for name in ("color", "depth"):
+        (folder / "intrinsic" / f"intrinsic_{name}.txt").write_text(_matrix(camera))
+    write_description(folder, scene)
+    write_mesh(folder / f"{folder.name}_vh_clean_2.ply", scene)
+
+
+def write_description(folder: Path, scene: Scene) -> None:
+    """Writes `<scene>.txt`: the alignment and the cameras."""
+    height, width = scene.rgb.shape[1:3]
+    values = {
+        "axisAlignment": " ".join(f"{number:.6f}" for number in scene.alignment.ravel()),
+        "colorHeight": height,
+        "colorWidth": width,
+        "depthHeight": height,
+        "depthWidth": width,
+        "fx_color": f"{scene.camera[0, 0]:.6f}",
+        "fx_depth": f"{scene.camera[0, 0]:.6f}",
+        "fy_color": f"{scene.camera[1, 1]:.6f}",
+        "fy_depth": f"{scene.camera[1, 1]:.6f}",
+        "mx_color": f"{scene.camera[0, 2]:.6f}",
+        "mx_depth": f"{scene.camera[0, 2]:.6f}",
+        "my_color": f"{scene.camera[1, 2]:.6f}",
+        "my_depth": f"{scene.camera[1, 2]:.6f}",
+        "numColorFrames": len(scene.poses),
+        "numDepthFrames": len(scene.poses),
+    }
+    text = "".join(f"{key} = {value}\n" for key, value in values.items())
+    (folder / f"{folder.name}.txt").write_text(text)
+
+
+def write_mesh(path: Path, scene: Scene) -> None:
+    """Writes the room and its furniture as a triangle mesh in the raw frame: binary PLY with coloured vertices."""
+    quads, _, owner, _ = _faces(scene.size, scene.pieces)
+    to_raw = np.linalg.inv(scene.alignment)
+    points = quads.reshape(-1, 3) @ to_raw[:3, :3].T + to_raw[:3, 3]
+    palette = np.array([furniture.COLORS[piece.color] for piece in scene.pieces] + [WALL_COLOR], dtype=np.uint8)
+    vertices = np.empty(
+        len(points),
+        dtype=[*((axis, "<f4") for axis in "xyz"), *((name, "u1") for name in ("red", "green", "blue", "alpha"))],
+    )
+    for column, axis in enumerate("xyz"):
+        vertices[axis] = points[:, column]
+    for column, name in enumerate(("red", "green", "blue")):
+        vertices[name] = np.repeat(palette[owner, column], 4)
+    vertices["alpha"] = 255
+    faces = np.empty(2 * len(quads), dtype=[("vertex_indices", "<i4", (3,))])
+    corners = 4 * np.arange(len(quads))[:, None, None] + [[0, 1, 2], [0, 2, 3]]
+    faces["vertex_indices"] = corners.reshape(-1, 3)
+    elements = [PlyElement.describe(vertices, "vertex"), PlyElement.describe(faces, "face")]
+    PlyData(elements, byte_order="<").write(path)
+
+
+def _matrix(matrix: np.ndarray) -> str:
+    return "".join(" ".join(f"{number:.6f}" for number in row) + "\n" for row in matrix)
+
+
+__all__ = ["jpeg", "write_description", "write_mesh", "write_scan"]

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m data_scripts.download_arkitscenes` against a server on this machine that misbehaves on purpose."""
+
+import io
+import threading
+import zipfile
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from data_scripts import download_arkitscenes
+from data_scripts.download_arkitscenes import main
+
+
+NOISE = np.random.default_rng(0).bytes(300_000)  # does not compress
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+SCAN = zipped({"41/41_3dod_annotation.json": b"{}", "41/41_frames/lowres_wide/41_1.000.png": NOISE})
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves `server.files`; what `server.trouble` lists for a path happens first, one per request."""
+
+    def do_GET(self):
+        server = self.server
+        server.requests.append((self.path, self.headers.get("Range")))
+        content = server.files.get(self.path)
+        trouble = server.trouble.get(self.path, [])
+        event = trouble.pop(0) if trouble else None
+        if content is None or isinstance(event, int):
+            self.send_error(404 if content is None else event)
+            return
+        start, total = 0, len(content)
+        if self.headers.get("Range") and server.resumes:
+            start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
+            if start >= total:
+                self.send_error(416)
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(total - start))
+        self.end_headers()
+        body = content[start:]
+        if event == "cut":
+            body = body[: len(body) // 2]
+            self.close_connection = True
+        elif event == "garble":
+            body = bytes(len(body))
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(download_arkitscenes, "FIRST_PAUSE", 0.01)
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running.requests, running.trouble, running.resumes = [], {}, True
+    running.files = {
+        "/threedod/metadata.csv": b"video_id,sky_direction\n41,Up\n",
+        "/threedod/Training/41.zip": SCAN,
+        "/raw/metadata.csv": b"video_id,sky_direction\n41,Up\n",
+        "/raw/Training/41/lowres_wide.zip": zipped({"lowres_wide/41_1.000.png": NOISE}),
+        "/raw/Training/41/lowres_wide.traj": b"1.0 0 0 0 0 0 0\n",
+    }
+    thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+def run(server, output, *arguments):
+    base = f"http://127.0.0.1:{server.server_address[1]}"
+    return main([*arguments, "--output", str(output), "--base-url", base])
+
+
+def contents(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+WHOLE = ["3dod/Training/41/41_3dod_annotation.json", "3dod/Training/41/41_frames/lowres_wide/41_1.000.png"]
+WHOLE.append("3dod/metadata.csv")
+
+
+def test_layouts(server, tmp_path, capsys):
+    """Catches files in another place than the one the reader looks in, and fetching again what is there."""
+    assert run(server, tmp_path / "a b", "3dod", "--split", "Training", "--video_id", "41") == 0
+    assert contents(tmp_path / "a b") == WHOLE
+    assets = ["--assets", "lowres_wide", "lowres_wide.traj"]
+    assert run(server, tmp_path / "a b", "raw", "--split", "Training", "--video_id", "41", *assets) == 0
+    assert contents(tmp_path / "a b" / "raw") == [
+        "Training/41/lowres_wide.traj",
+        "Training/41/lowres_wide/41_1.000.png",
+        "metadata.csv",
+    ]
+    requests = len(server.requests)
+    assert run(server, tmp_path / "a b", "--split", "Training", "--video_id", "41") == 0
+    assert len(server.requests) == requests
+    assert "0 fetched, 2 there already, 0 failed" in capsys.readouterr().out
+
+
+def test_cut_transfers_are_gone_on_with(server, tmp_path):
+    """Catches half a file taken for a whole one, and starting again from the first byte."""
+    path = "/threedod/Training/41.zip"
+    server.trouble[path] = ["cut", "cut", 500, 503]
+    assert run(server, tmp_path, "--split", "Training", "--video_id", "41") == 0
+    assert contents(tmp_path) == WHOLE
+    starts = [byte_range for name, byte_range in server.requests if name == path]
+    half, quarter = len(SCAN) // 2, len(SCAN) - len(SCAN) // 2
+    later = half + quarter // 2
+    assert starts == [None, f"bytes={half}-", f"bytes={later}-", f"bytes={later}-", f"bytes={later}-"]
+
+
+def test_a_later_run_goes_on(server, tmp_path, monkeypatch, capsys):
+    """Catches what an earlier run fetched being thrown away."""
+    path = "/threedod/Training/41.zip"
+    monkeypatch.setattr(download_arkitscenes, "ATTEMPTS", 1)
+    server.trouble[path] = ["cut"]
+    assert run(server, tmp_path, "--split", "Training", "--video_id", "41") == 1
+    assert f"{len(SCAN) // 2} of {len(SCAN)} bytes arrived" in capsys.readouterr().err
+    assert contents(tmp_path) == ["3dod/Training/41.zip.part", "3dod/metadata.csv"]
+    assert run(server, tmp_path, "--split", "Training", "--video_id", "41") == 0
+    assert server.requests[-1] == (path, f"bytes={len(SCAN) // 2}-")
+    assert contents(tmp_path) == WHOLE
+
+
+def test_server_that_does_not_resume(server, tmp_path):
+    """Catches the whole file appended to the half of it that was there."""
+    server.resumes = False
+    server.trouble["/threedod/Training/41.zip"] = ["cut"]
+    assert run(server, tmp_path, "--split", "Training", "--video_id", "41") == 0
+    assert contents(tmp_path) == WHOLE
+
+
+def test_part_that_does_not_fit(server, tmp_path):
+    """Catches an endless 416, and a file of right length and wrong content taken for the archive."""
+    folder = tmp_path / "3dod" / "Training"
+    folder.mkdir(parents=True)
+    (folder / "41.zip.part").write_bytes(bytes(2 * len(SCAN)))
+    server.trouble["/threedod/Training/41.zip"] = [None, "garble"]
+    assert run(server, tmp_path, "--split", "Training", "--video_id", "41") == 0
+    assert contents(tmp_path) == WHOLE
+
+
+def test_zip_in_a_zip(server, tmp_path, capsys):
+    """Catches an inner archive left packed, one without the scan taken for it, and one that writes elsewhere."""
+    server.files["/threedod/Training/41.zip"] = zipped({"41.zip": SCAN})
+    assert run(server, tmp_path / "nested", "--split", "Training", "--video_id", "41") == 0
+    assert contents(tmp_path / "nested") == WHOLE
+    server.files["/threedod/Training/41.zip"] = zipped({"../../../evil.txt": b"", "42/a.json": b"{}"})
+    assert run(server, tmp_path / "other", "--split", "Training", "--video_id", "41") == 1
+    assert "holds no folder 41, but" in capsys.readouterr().err
+    assert "evil.txt" not in {path.name for path in tmp_path.rglob("*")}
+    assert contents(tmp_path / "other") == ["3dod/metadata.csv"]
+
+
+def test_absent_and_failing_files(server, tmp_path, monkeypatch, capsys):
+    """Catches one missing video that stops the others, a 404 asked for again, and an endless 500."""
+    monkeypatch.setattr(download_arkitscenes, "ATTEMPTS", 3)
+    server.files["/threedod/Training/43.zip"] = SCAN
+    server.trouble["/threedod/Training/43.zip"] = [500] * 9
+    assert run(server, tmp_path, "--split", "Training", "--video_id", "42", "41", "43", "41") == 1
+    error = capsys.readouterr().err
+    assert "42.zip: HTTP 404" in error and "43.zip: HTTP 500" in error and "(3 attempts)" in error
+    assert contents(tmp_path) == WHOLE
+    times = Counter(name for name, _ in server.requests)
+    assert times["/threedod/Training/42.zip"] == 1 and times["/threedod/Training/43.zip"] == 3
+    assert times["/threedod/Training/41.zip"] == 1
+
+
+def test_csv(server, tmp_path, capsys):
+    """Catches videos of the other fold, and a file of another format read as an empty list."""
+    table = tmp_path / "videos.csv"
+    table.write_text("visit_id,video_id,fold\n1,41,Training\n,42,Validation\n")
+    assert run(server, tmp_path / "out", "3dod", "--video_id_csv", str(table), "--split", "Training") == 0
+    assert contents(tmp_path / "out") == WHOLE
+    table.write_text("id\n41\n")
+    assert run(server, tmp_path / "out", "--video_id_csv", str(table)) == 2
+    assert "line 2: expected columns video_id and fold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--video_id", "41"], "--video_id needs --split"),
+        (["raw", "--split", "Training", "--video_id", "41"], "raw needs --assets"),
+        (["3dod", "--split", "Training", "--video_id", "41", "--assets", "mov"], "one archive per video"),
+        (["--split", "Training", "--video_id", "../41"], "no video id"),
+    ],
+)
+def test_bad_arguments(server, tmp_path, capsys, arguments, words):
+    """Catches a request for a file that cannot be."""
+    assert run(server, tmp_path / "out", *arguments) == 2
+    assert words in capsys.readouterr().err and not server.requests
