@@ -1,22 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers the questions of a prepared dataset greedily and scores the answers.
+"""Answers the questions of a prepared dataset and scores the answers under five protocols, beside its baselines.
 
-python -m recipes.eval --model DIR --dataset DIR --split SPLIT --output DIR [--blind]
+python -m recipes.eval --model BLIND_MODEL --dataset DIR --split SPLIT --output BLIND --blind
+python -m recipes.eval --model MODEL --dataset DIR --split SPLIT --output DIR --blind-run BLIND [--report page.html]
+
+Into DIR go predictions.jsonl, metrics.json, scores.json ({protocol: {metric: percent}}), details.json (with intervals)
+and verdicts.csv. `exact_match` in metrics.json is EM@1 of the protocol llava3d, in [0, 1]. --report adds a page to look at.
 """
 
 import argparse
 import json
 import sys
+from copy import copy
 from pathlib import Path
 
+import datasets
 import torch
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
-from recipes.evaluation.generation import exact_match, generate_answers
-from recipes.evaluation.question_types import question_type
-from recipes.evaluation.report import metrics_table, score, write_atomically
+from recipes.evaluation.generation import generate_answers
+from recipes.evaluation.page import report_page
+from recipes.evaluation.reading import dataset_of, listed
+from recipes.evaluation.report import (
+    BLIND,
+    MODEL,
+    TRIVIAL,
+    Scored,
+    accuracy,
+    differences_table,
+    percentages,
+    read_run,
+    scores_table,
+    types_table,
+    write_atomically,
+    write_scores,
+)
+from recipes.metrics.three_d_qa.captions import left_out
+from recipes.metrics.three_d_qa.protocols import PROTOCOLS, exact_match
+from recipes.metrics.three_d_qa.question_types import question_type
+from recipes.metrics.three_d_qa.scoring import most_frequent_answers, score
 from recipes.training.data import SceneDataset
-from recipes.training.sft import load_model
+from recipes.training.sft import load_model, open_store
 
 
 def main():
@@ -24,31 +48,61 @@ def main():
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub repository")
     parser.add_argument("--dataset", required=True, help="prepared dataset: folder or Hub repository")
     parser.add_argument("--split", required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder for predictions.jsonl and metrics.json")
+    parser.add_argument("--output", type=Path, required=True, help="folder for predictions and scores")
     parser.add_argument("--blind", action="store_true", help="withhold the images")
+    parser.add_argument(
+        "--blind-run", type=Path, help="output of the blind model's evaluation, to show beside the score"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="PAGE", help="also write scores and all questions as an HTML page"
+    )
+    parser.add_argument(
+        "--prompt-style",
+        default="official",
+        choices=PROTOCOLS,
+        help="append the protocol's suffix to the question (README, Scores); official (the default) and leo have none, "
+        "and neither has training",
+    )
+    parser.add_argument("--em-only", action="store_true", help="leave out BLEU, METEOR, ROUGE-L and CIDEr")
     parser.add_argument("--num-views", type=int, help="views per scene, evenly spaced; by default all prepared ones")
     parser.add_argument("--batch-size", type=int, default=64, help="questions per batch")
     parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--num-beams", type=int, default=1, help="beam search; 1 is greedy")
+    parser.add_argument(
+        "--feature-store", "--feature_store", metavar="DIR", help="read features made by recipes.feature_store"
+    )
     arguments = parser.parse_args()
+    if arguments.blind and arguments.feature_store:
+        parser.error("--feature-store gives a blind evaluation nothing to read: it withholds the images")
+    if arguments.blind and arguments.blind_run:
+        parser.error("--blind-run is the baseline of a model that sees: without --blind")
     try:
         evaluate(arguments)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"recipes.eval: {error}")
 
 
 def evaluate(arguments: argparse.Namespace):
-    source = SceneDataset(arguments.dataset, arguments.split, arguments.num_views)
     processor = VggtQwen3Processor.from_pretrained(arguments.model)
+    store = arguments.feature_store and open_store(arguments.feature_store, arguments.model, processor)
+    source = SceneDataset(arguments.dataset, arguments.split, arguments.num_views, store)
+    # What does not fit is found before the answers are generated.
+    dataset = dataset_of(source.qa["task"], arguments.dataset)
+    blind_answers = read_blind_run(arguments.blind_run, source) if arguments.blind_run else None
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     model = load_model(arguments.model, "sdpa").to(device).eval()
+    prompts = copy(source)
+    suffix = PROTOCOLS[arguments.prompt_style].suffix[dataset]
+    prompts.qa = source.qa.map(lambda row: {"question": row["question"] + suffix}) if suffix else source.qa
     answers = generate_answers(
         model,
         processor,
-        source,
+        prompts,
         list(range(len(source.qa))),
         blind=arguments.blind,
         batch_size=arguments.batch_size,
         max_new_tokens=arguments.max_new_tokens,
+        num_beams=arguments.num_beams,
     )
     rows = []
     for index, answer in sorted(answers):
@@ -59,22 +113,86 @@ def evaluate(arguments: argparse.Namespace):
                 "scene_id": row["scene_id"],
                 "situation": row["situation"],
                 "question": row["question"],
-                "question_type": question_type(row["question"], row["task"]),
+                "question_type": question_type(row["question"], dataset),
                 "prediction": answer,
                 "references": row["answers"],
                 "correct": exact_match(answer, row["answers"]) if row["answers"] else None,
             }
         )
+    write_atomically(arguments.output / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    rows_with_references = [row for row in rows if row["references"]]
     metrics = {
         "model": str(arguments.model),
         "dataset": str(arguments.dataset),
         "split": arguments.split,
         "blind": arguments.blind,
-        **score(rows),
+        "prompt_style": arguments.prompt_style,
+        "num_questions": len(rows_with_references),
+        "num_without_references": len(rows) - len(rows_with_references),
     }
-    write_atomically(arguments.output / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    if rows_with_references:
+        scored = score_rows(rows_with_references, dataset, blind_answers, arguments)
+        metrics |= accuracy(scored[MODEL])
+        metrics["protocols"] = percentages(scored[MODEL])
+        metrics["baselines"] = {name: accuracy(scores) for name, scores in scored.items() if name != MODEL}
+    else:
+        metrics |= {"exact_match": None, "types": {}}
+        print(f"{arguments.dataset}, split {arguments.split}, has no references: the predictions are not scored.")
     write_atomically(arguments.output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    print(metrics_table(metrics))
+    if arguments.report and rows_with_references:
+        scenes = [source.scene_ids[scene] for scene in source.questions_of_scene]
+        page = report_page(
+            f"{arguments.model} on {arguments.dataset}, {arguments.split}" + " (blind)" * arguments.blind,
+            f"{len(rows)} questions about {len(scenes)} scenes; prompt style {arguments.prompt_style}",
+            scored,
+            [row | ({"blind": blind_answers[row["question_id"]]} if blind_answers else {}) for row in rows],
+            {source.scene_ids[scene]: source.views(scene)[0] for scene in source.questions_of_scene},
+        )
+        write_atomically(arguments.report, page)
+        print(f"\nReport: {arguments.report}")
+
+
+def read_blind_run(folder: Path, source: SceneDataset) -> dict[str, str]:
+    """The blind model's answers by question id. Raises ValueError if it saw images or answered other questions."""
+    rows, metrics = read_run(folder)
+    if not metrics["blind"]:
+        raise ValueError(f"{folder} is not of an evaluation with --blind.")
+    answers = {row["question_id"]: row["prediction"] for row in rows}
+    missing = [question_id for question_id in source.qa["question_id"] if question_id not in answers]
+    if missing:
+        raise ValueError(f"{folder} has no answers to questions of {source.path}, {source.split}: {listed(missing)}.")
+    return answers
+
+
+def score_rows(rows: list[dict], dataset: str, blind_answers: dict | None, arguments: argparse.Namespace) -> Scored:
+    """Scores predictions and baselines, prints the tables and writes them into the output folder."""
+    ids, texts, types, predictions, references = (
+        [row[key] for row in rows] for key in ("question_id", "question", "question_type", "prediction", "references")
+    )
+    systems = {MODEL: predictions}
+    if blind_answers is not None:
+        systems[BLIND] = [blind_answers[question_id] for question_id in ids]
+    splits = datasets.load_dataset(arguments.dataset, "qa")
+    if "train" in splits:
+        training = splits["train"].select_columns(["question", "answers"])
+        training = [(question_type(row["question"], dataset), row["answers"]) for row in training]
+        systems[TRIVIAL] = most_frequent_answers(training, types)
+    scored = score(systems, references, types, dataset, captions=not arguments.em_only)
+    lines = [] if arguments.em_only else left_out()
+    write_scores(arguments.output, scored, ids, texts, predictions, references, lines)
+    print(f"\nPercent, {dataset}, prompt style {arguments.prompt_style}" + ", blind" * arguments.blind + "\n")
+    print(scores_table(scored[MODEL]), "\n\n", types_table(scored[MODEL]), sep="")
+    if len(systems) > 1:
+        print("\n", differences_table(scored), sep="")
+    if blind_answers is None and not arguments.blind:
+        print(
+            "\nA score says little without its blind baseline: evaluate one with --blind and give it as --blind-run."
+        )
+    if TRIVIAL not in systems:
+        print(f"\n{arguments.dataset} has no train split: no baseline of the most frequent training answer.")
+    print("".join(f"\n{line}\n" for line in lines), end="")
+    return scored
 
 
 if __name__ == "__main__":

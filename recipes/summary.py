@@ -9,14 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from recipes.evaluation.report import (
-    draw_examples,
-    draw_loss,
-    format_table,
-    most_frequent_answer,
-    read_predictions,
-    score,
-)
+from recipes.evaluation.figures import draw_examples, draw_loss
+from recipes.evaluation.report import BLIND, TRIVIAL, format_table, read_run
 from recipes.training.data import SceneDataset
 
 
@@ -36,23 +30,24 @@ def main():
 def summarize(demo: Path):
     table = []
     for dataset in SPLITS:
-        seeing = read_predictions(demo / "scores" / "stage2" / dataset)
-        blind = read_predictions(demo / "scores" / "blind" / dataset)
-        scores, blind_scores, constant = score(seeing), score(blind), most_frequent_answer(seeing)
-        rows = [(name, entry, blind_scores["types"][name]) for name, entry in scores["types"].items()]
-        for name, entry, blind_entry in [*rows, ("all", scores, blind_scores)]:
-            difference = entry["exact_match"] - blind_entry["exact_match"]
-            table.append(
-                [f"{dataset} {name}", entry["num_questions"], entry["exact_match"], blind_entry["exact_match"]]
-                + [difference, constant[name]]
-            )
+        _, model = read_run(demo / "scores" / "stage2" / dataset)
+        blind, trivial = model["baselines"][BLIND], model["baselines"][TRIVIAL]
+        rows = [
+            (name, entry["num_questions"], entry, blind["types"][name], trivial["types"][name])
+            for name, entry in model["types"].items()
+        ]
+        for name, number, *entries in [*rows, ("all", model["num_questions"], model, blind, trivial)]:
+            score, blind_score, trivial_score = (entry["exact_match"] for entry in entries)
+            cells = [score, blind_score, score - blind_score, trivial_score, score - trivial_score]
+            table.append([f"{dataset} {name}", number, *cells])
     print("\nExact match on scenes never seen in training:\n")
-    print(format_table(["questions", "number", "model", "blind", "difference", "most frequent answer"], table))
+    header = ["questions", "number", "model", "blind", "difference", "most frequent training answer", "difference"]
+    print(format_table(header, table))
 
     source = SceneDataset(str(demo / "data" / "scanqa"), SPLITS["scanqa"])
     # The first question of each of three types, each about a room of its own.
     examples, types, scenes = [], set(), set()
-    for row in read_predictions(demo / "scores" / "stage2" / "scanqa"):
+    for row in read_run(demo / "scores" / "stage2" / "scanqa")[0]:
         if row["question_type"] not in types and row["scene_id"] not in scenes and len(examples) < 3:
             types.add(row["question_type"])
             scenes.add(row["scene_id"])
@@ -65,6 +60,7 @@ def summarize(demo: Path):
     }
     draw_loss(histories, demo / "loss.png")
     print(f"\nPictures: {demo / 'examples.png'}, {demo / 'loss.png'}, {demo / 'rooms' / 'preview.png'}")
+    print("Every question with its views: " + ", ".join(str(demo / f"{dataset}.html") for dataset in SPLITS))
 
 
 if __name__ == "__main__":

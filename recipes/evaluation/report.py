@@ -1,73 +1,137 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predictions on disk, their scores, and tables and pictures of them."""
+"""Scores on disk and as tables. Nothing here imports more than numpy: scoring a file takes a second or two."""
 
+import csv
+import io
 import json
 import os
-from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+import numpy as np
+
+from recipes.metrics.three_d_qa.protocols import EM
+from recipes.metrics.three_d_qa.scoring import ALL, METRICS, ProtocolScores
 
 
-matplotlib.use("Agg")  # before pyplot: a cluster node has no screen
-
-import matplotlib.pyplot as plt  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from .generation import exact_match  # noqa: E402
+# The names of the systems that are scored together, and what the tables call them.
+MODEL, BLIND, TRIVIAL = "model", "blind", "most frequent training answer"
+Scored = dict[str, dict[str, ProtocolScores]]  # {system: {protocol: scores}}
 
 
 def write_atomically(path: Path, text: str):
     """Writes `text` under a temporary name and moves it: a reader sees the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", newline="")
     os.replace(temporary, path)
 
 
-def read_predictions(output: Path) -> list[dict]:
-    """The rows that `recipes.eval` wrote to `output`. Raises ValueError if there are none."""
+def read_run(output: Path) -> tuple[list[dict], dict]:
+    """Predictions and metrics that `recipes.eval` wrote to `output`. Raises ValueError if they are not there."""
     path = output / "predictions.jsonl"
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        path = output / "metrics.json"
+        return rows, json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a file of predictions: {error}") from error
+        raise ValueError(f"{path} is not of a run of recipes.eval: {error}") from error
 
 
-def score(rows: list[dict]) -> dict:
-    """
-    Exact match in [0, 1] of prediction rows, overall and per question type; rows without references do not count.
-
-    Returns:
-        `{"exact_match", "num_questions", "num_without_references", "types": {type: {"exact_match", "num_questions"}}}`;
-        exact match is None where there is nothing to compare with.
-    """
-    by_type = defaultdict(list)
-    for row in rows:
-        if row["references"]:
-            by_type[row["question_type"]].append(exact_match(row["prediction"], row["references"]))
-    scored = [match for matches in by_type.values() for match in matches]
+def baselines(scored: Scored) -> dict:
+    """Per system beside the model, its scores and the paired differences of the model to it, by protocol."""
     return {
-        "exact_match": sum(scored) / len(scored) if scored else None,
-        "num_questions": len(scored),
-        "num_without_references": len(rows) - len(scored),
+        name: {
+            protocol: {**scores.summary(), "model minus this": scored[MODEL][protocol].difference(scores)}
+            for protocol, scores in protocols.items()
+        }
+        for name, protocols in scored.items()
+        if name != MODEL
+    }
+
+
+def percentages(protocols: dict[str, ProtocolScores]) -> dict[str, dict[str, float]]:
+    """`{protocol: {metric: percent}}` over all questions."""
+    return {
+        protocol: {metric: scores.percent[ALL, metric] for metric in METRICS if (ALL, metric) in scores.percent}
+        for protocol, scores in protocols.items()
+    }
+
+
+def accuracy(protocols: dict[str, ProtocolScores]) -> dict:
+    """`{"exact_match", "types": {type: {"exact_match", "num_questions"}}}` in [0, 1]: EM@1 of llava3d, which
+    `exact_match` of the protocols, and so training, uses too."""
+    summary = protocols["llava3d"].summary()
+    return {
+        "exact_match": summary[EM] / 100,
         "types": {
-            name: {"exact_match": sum(matches) / len(matches), "num_questions": len(matches)}
-            for name, matches in sorted(by_type.items())
+            name: {"exact_match": entry[EM] / 100, "num_questions": entry["n"]}
+            for name, entry in sorted(summary["types"].items())
         },
     }
 
 
-def most_frequent_answer(rows: list[dict]) -> dict[str, float]:
-    """Per question type (and under "all"), the share of rows that one constant answer per type would get right."""
-    counts, totals = defaultdict(Counter), Counter()
-    for row in rows:
-        if row["references"]:
-            totals[row["question_type"]] += 1
-            counts[row["question_type"]].update(set(row["references"]))
-    best = {name: counter.most_common(1)[0][1] for name, counter in counts.items()}
-    shares = {name: best[name] / totals[name] for name in best}
-    return shares | {"all": sum(best.values()) / max(1, sum(totals.values()))}
+def write_scores(
+    output: Path,
+    scored: Scored,
+    ids: Sequence[str],
+    texts: Sequence[str],
+    predictions: Sequence[str | None],
+    references: Sequence[Sequence[str]],
+    left_out: list[str],
+):
+    """
+    Writes into `output`:
+
+    - `scores.json`: `{protocol: {metric: percent}}` of the model;
+    - `details.json`: the same with intervals and question types, and for every other system its scores and the paired
+      difference;
+    - `verdicts.csv`: one line per question with every protocol's verdict.
+    """
+    write_atomically(output / "scores.json", json.dumps(percentages(scored[MODEL]), indent=2) + "\n")
+    details = {
+        "protocols": {protocol: scores.summary() for protocol, scores in scored[MODEL].items()},
+        "baselines": baselines(scored),
+        "left_out": left_out,
+    }
+    write_atomically(output / "details.json", json.dumps(details, indent=2) + "\n")
+    verdicts = {
+        f"{protocol} {metric}": correct
+        for protocol, scores in scored[MODEL].items()
+        for metric, correct in scores.verdicts.items()
+    }
+    types = next(iter(scored[MODEL].values())).types
+    header = ["question_id", "question_type", "question", "prediction", "references", *verdicts]
+    columns = [ids, types, texts, ["" if text is None else text for text in predictions]]
+    columns += [[json.dumps(answers, ensure_ascii=False) for answers in references]]
+    columns += [correct.astype(int).tolist() for correct in verdicts.values()]
+    write_atomically(output / "verdicts.csv", csv_text(header, zip(*columns, strict=True)))
+
+
+def csv_text(header: list[str], rows) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def flipped_questions(
+    scored: Scored, other: str, ids: Sequence[str], predictions: dict[str, Sequence[str | None]]
+) -> tuple[list[str], list[list]]:
+    """
+    The questions of which exactly one of the model and `other` is right under EM@1 of a protocol.
+
+    Returns:
+        Header and rows of a table: protocol, question, who is right, and what both said.
+    """
+    rows = []
+    for protocol, scores in scored[MODEL].items():
+        ours, theirs = scores.verdicts[EM], scored[other][protocol].verdicts[EM]
+        for number in np.flatnonzero(ours != theirs):
+            right = MODEL if ours[number] else other
+            rows.append([protocol, ids[number], right, predictions[MODEL][number], predictions[other][number]])
+    return ["protocol", "question_id", "right", MODEL, other], rows
 
 
 def format_table(header: list[str], rows: list[list]) -> str:
@@ -88,58 +152,61 @@ def format_table(header: list[str], rows: list[list]) -> str:
     return "\n".join([formatted[0], "-" * len(formatted[0]), *formatted[1:]])
 
 
-def metrics_table(metrics: dict) -> str:
-    rows = [[name, entry["num_questions"], entry["exact_match"]] for name, entry in metrics["types"].items()]
-    return format_table(
-        ["question type", "questions", "exact match"],
-        [*rows, ["all", metrics["num_questions"], metrics["exact_match"]]],
-    )
+def interval_text(bounds: Sequence[float]) -> str:
+    return f"{bounds[0]:.2f} .. {bounds[1]:.2f}"
 
 
-def draw_examples(examples: list[tuple[list[Image.Image], dict]], path: Path):
-    """One row per (views, prediction row): the views, the question, the model's answer and the references."""
-    columns = max(len(views) for views, _ in examples)
-    figure, axes = plt.subplots(len(examples), columns, figsize=(2.2 * columns, 2.7 * len(examples)), squeeze=False)
-    for row, (views, prediction) in zip(axes, examples, strict=True):
-        for axis in row:
-            axis.axis("off")
-        for axis, view in zip(row, views, strict=False):
-            axis.imshow(view)
-        references = " / ".join(prediction["references"])
-        title = f"{prediction['question']}\nmodel: {prediction['prediction']}    reference: {references}"
-        row[0].set_title(title, loc="left", fontsize=9)
-    save_figure(figure, path)
+def scores_table(protocols: dict[str, ProtocolScores]) -> str:
+    """All metrics in percent, a line per protocol, EM@1 with its interval."""
+    present = [metric for metric in METRICS if any((ALL, metric) in scores.percent for scores in protocols.values())]
+    rows = []
+    for name, scores in protocols.items():
+        summary = scores.summary()
+        values = [summary.get(metric) for metric in present]
+        rows.append([name, summary["n"], values[0], interval_text(summary["intervals"][EM]), *values[1:]])
+    return format_table(["protocol", "questions", EM, "95 %", *present[1:]], rows)
 
 
-def draw_loss(histories: dict[str, list[dict]], path: Path):
-    """Training loss, and exact match of generated answers, of several runs over their steps."""
-    figure, (loss_axis, match_axis) = plt.subplots(1, 2, figsize=(10, 3.6))
-    for name, history in histories.items():
-        losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-        matches = [(entry["step"], entry["eval_exact_match"]) for entry in history if "eval_exact_match" in entry]
-        loss_axis.plot(*zip(*losses, strict=True), label=name)
-        match_axis.plot(*zip(*matches, strict=True), marker="o", markersize=3, label=name)
-    loss_axis.set(xlabel="step", ylabel="training loss", ylim=(0, None))
-    match_axis.set(xlabel="step", ylabel="exact match on val", ylim=(0, 1))
-    loss_axis.legend(frameon=False)
-    save_figure(figure, path)
+def types_table(protocols: dict[str, ProtocolScores]) -> str:
+    """EM@1 (and EM-R@1) in percent, a line per question type, a column per protocol."""
+    summaries = {name: scores.summary()["types"] for name, scores in protocols.items()}
+    columns = [(name, metric) for name, scores in protocols.items() for metric in scores.verdicts]
+    first = next(iter(summaries.values()))
+    rows = [
+        [kind, first[kind]["n"], *(summaries[name][kind][metric] for name, metric in columns)]
+        for kind in sorted(first)
+    ]
+    return format_table(["question type", "questions", *(f"{name} {metric}" for name, metric in columns)], rows)
 
 
-def save_figure(figure: plt.Figure, path: Path):
-    figure.tight_layout()
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
-    os.replace(temporary, path)
+def differences_table(scored: Scored) -> str:
+    """The model beside every other system: both scores, the paired difference and its interval."""
+    rows = []
+    for name, protocols in scored.items():
+        for protocol in protocols if name != MODEL else ():
+            ours, theirs = scored[MODEL][protocol], protocols[protocol]
+            for metric, entry in ours.difference(theirs).items():
+                values = [ours.percent[ALL, metric], theirs.percent[ALL, metric], entry["difference"]]
+                rows.append([f"{name}: {protocol} {metric}", *values, interval_text(entry["interval"])])
+    return format_table(["beside", MODEL, "that", "difference", "95 %"], rows)
 
 
 __all__ = [
-    "draw_examples",
-    "draw_loss",
+    "BLIND",
+    "MODEL",
+    "TRIVIAL",
+    "Scored",
+    "accuracy",
+    "baselines",
+    "csv_text",
+    "differences_table",
+    "flipped_questions",
     "format_table",
-    "metrics_table",
-    "most_frequent_answer",
-    "read_predictions",
-    "score",
+    "interval_text",
+    "percentages",
+    "read_run",
+    "scores_table",
+    "types_table",
     "write_atomically",
+    "write_scores",
 ]

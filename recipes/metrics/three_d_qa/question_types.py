@@ -10,17 +10,17 @@ SCANQA_BEGINNINGS = [
     ("object", ("what", "which")),
     ("existence", ("is ", "are ", "does ", "do ", "can ")),
 ]
-# Ma et al., SQA3D (ICLR 2023): a plain prefix, so that "What's" is "what".
+# Ma et al., SQA3D (ICLR 2023): a plain prefix, so that "What's" is "what". The rest is "others" there.
 SQA3D_BEGINNINGS = [(word, (word,)) for word in ("what", "is", "how", "can", "which")]
 
 
-def question_type(question: str, task: str) -> str:
-    """The type of `question` under the rule of `task`: SQA3D's for `sqa3d`, ScanQA's for everything else."""
+def question_type(question: str, dataset: str) -> str:
+    """The type of `question` under the rule of `dataset`: SQA3D's for `sqa3d`, ScanQA's for everything else."""
     beginning = " ".join(question.lower().split())
-    for name, prefixes in SQA3D_BEGINNINGS if task == "sqa3d" else SCANQA_BEGINNINGS:
+    for name, prefixes in SQA3D_BEGINNINGS if dataset == "sqa3d" else SCANQA_BEGINNINGS:
         if beginning.startswith(prefixes):
             return name
-    return "other"
+    return "others" if dataset == "sqa3d" else "other"
 
 
 __all__ = ["question_type"]
