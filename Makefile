@@ -2,7 +2,8 @@
 #
 #   make setup      .venv with the tested versions of everything
 #   make demo       the whole recipe on procedural rooms, into DEMO_DIR
-#   make test       every test
+#   make test       every test but the slow ones
+#   make test-slow  those that take long: figures of speed and memory, Java's scores
 #   make quality    lint and formatting, checked
 #   make style      lint and formatting, fixed
 #
@@ -19,7 +20,7 @@ VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard modeling_vggt_qwen3 data_scripts recipes tests push_to_hub.py setup.py)
 
-.PHONY: setup demo test quality style
+.PHONY: setup demo test test-slow quality style
 
 setup: $(INSTALLED)
 
@@ -38,7 +39,10 @@ demo: $(INSTALLED)
 	$(VENV_PYTHON) -m recipes.demo --output $(DEMO_DIR)
 
 test: $(INSTALLED)
-	$(VENV_PYTHON) -m pytest tests
+	$(VENV_PYTHON) -m pytest tests -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(VENV_PYTHON) -m pytest tests -m slow
 
 quality: $(INSTALLED)
 	$(VENV_PYTHON) -m ruff check $(SOURCES)

@@ -21,11 +21,19 @@ RECIPES = Path(__file__).parent
 
 # Without these glibc returns every large tensor to the system and takes it back, page by page, in the next step.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2 << 30)}
-# Scenes, single pictures, views per scene and their size in pixels; what a smoke run overrides in every recipe.
-FULL = {"scenes": 1600, "pictures": 6000, "views": 4, "image_size": 84, "overrides": []}
+# Scenes, single pictures, views per scene and their size in pixels; what a smoke run overrides in every recipe, and
+# its options of recipes.eval.
+FULL = {"scenes": 1600, "pictures": 6000, "views": 4, "image_size": 84, "overrides": [], "scoring": []}
 SMOKE_OVERRIDES = ["--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps"]
 SMOKE_OVERRIDES += ["--save_steps", "2", "--logging_steps", "1", "--eval_questions", "8"]
-SMOKE = {"scenes": 12, "pictures": 24, "views": 2, "image_size": 56, "overrides": SMOKE_OVERRIDES}
+SMOKE = {
+    "scenes": 12,
+    "pictures": 24,
+    "views": 2,
+    "image_size": 56,
+    "overrides": SMOKE_OVERRIDES,
+    "scoring": ["--em-only"],
+}
 
 
 def main():
@@ -61,7 +69,9 @@ def run_demo(output: Path, size: dict):
         files = sorted(rooms.glob(annotations))
         step(
             data / name,
-            python + ["data_scripts.prepare", name, "--annotations", *files, *root, "--output", data / name],
+            python
+            + ["data_scripts.prepare", name, "--annotations", *files, *root, "--output", data / name]
+            + ["--workers", workers],
         )
     convert = python + ["modeling_vggt_qwen3.convert_vggt_qwen3_to_hf", "tiny"]
     step(output / "tiny", convert + ["--output", output / "tiny", "--image-size", size["image_size"]])
@@ -80,13 +90,21 @@ def run_demo(output: Path, size: dict):
             + ["--model_name_or_path", output / model, "--output_dir", target, "--dataset_paths", *datasets]
             + blind + size["overrides"],
         )  # fmt: skip
-    for name, blind in (("stage2", []), ("blind", ["--blind"])):
-        for dataset, split in (("scanqa", "test_w_obj"), ("sqa3d", "test")):
-            scores = output / "scores" / name / dataset
+    for dataset, split in (("scanqa", "test_w_obj"), ("sqa3d", "test")):
+        blind_scores = output / "scores" / "blind" / dataset
+        # The blind model's scores are shown beside the other's, which are of every metric.
+        for name, scores, options in (
+            ("blind", blind_scores, ["--blind", "--em-only"]),
+            (
+                "stage2",
+                output / "scores" / "stage2" / dataset,
+                ["--blind-run", blind_scores, "--report", output / f"{dataset}.html", *size["scoring"]],
+            ),
+        ):
             step(
                 scores / "metrics.json",
                 python + ["recipes.eval", "--model", output / name, "--dataset", data / dataset, "--split", split]
-                + ["--output", scores, *blind],
+                + ["--output", scores, *options],
             )  # fmt: skip
     run(python + ["recipes.summary", "--demo", output])
 

@@ -124,7 +124,9 @@ def test_packed_loss_and_gradients_equal_unpacked(attn_implementation, blind):
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         results.append((sum(losses).detach(), gradients))
     (packed_loss, packed), (single_loss, single) = results
-    torch.testing.assert_close(packed_loss, single_loss, atol=1e-6, rtol=1e-6)
+    # flex_attention's kernel for CPUs approximates the exponential.
+    tolerance = 1e-6 if has_backward else 1e-3
+    torch.testing.assert_close(packed_loss, single_loss, atol=tolerance, rtol=tolerance)
     assert packed.keys() == single.keys() and bool(packed) == has_backward
     for name, gradient in packed.items():
         assert (gradient - single[name]).abs().max() <= 1e-4 * single[name].abs().max().clamp(min=1e-3), name
@@ -170,7 +172,7 @@ def test_text_only_batch_in_training_touches_every_module():
     )
     evaluated = model(**batch).loss
     trained = model.train()(**batch).loss
-    torch.testing.assert_close(trained, evaluated, atol=0, rtol=0)
+    torch.testing.assert_close(trained, evaluated, atol=1e-6, rtol=1e-6)
     trained.backward()
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
@@ -278,7 +280,7 @@ print(type(model).__module__)
 def test_saved_checkpoint_gives_the_same_logits_in_a_fresh_process(remote, tmp_path):
     """Catches weights that come back changed; with `remote`, code that does not travel with the checkpoint."""
     torch.manual_seed(0)
-    model = toy_model("perceiver")
+    model = toy_model("perceiver", heads=True, geometry_source="predicted")
     folder = tmp_path / "checkpoint"
     model.save_pretrained(folder)
     toy_processor(model.config).save_pretrained(folder)

@@ -108,9 +108,9 @@ def test_view_dropout_keeps_view_0_and_its_cameras(repos):
     assert kept[0] == 200 and 70 < kept[1] < 130 and 70 < kept[2] < 130
 
 
-def test_num_views_blind_and_geometry_source(repos):
-    views, geometry = SceneDataset(str(repos[0]), "train", num_views=2, use_geometry=False).views(0)
-    assert len(views) == 2 and geometry is None
+def test_num_views_and_blind(repos):
+    views, geometry = SceneDataset(str(repos[0]), "train", num_views=2).views(0)
+    assert len(views) == 2 and geometry["t"].shape == (2, 3)
     blind = PackDataset([SceneDataset(str(repos[0]), "train")], questions_per_scene=2, blind=True)
     assert blind[Pack(0, 0, (0,), 0)]["images"] == []
     batch = PackCollator(toy_processor(toy_config()))([blind[Pack(0, 0, (0, 1), 0)]])

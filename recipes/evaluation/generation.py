@@ -1,77 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Greedy answers to the questions of a prepared dataset; each scene is encoded once for all its questions."""
+"""Answers to the questions of a prepared dataset; what a scene's questions share is computed once."""
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
-from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ImageFeatures
-from recipes.training.collator import VISION_END, chat_prompt
 from recipes.training.data import SceneDataset, question_text
 
 
-def exact_match(prediction: str, references: list[str]) -> bool:
-    """Whether `prediction` is one of `references`, whatever their case and white space."""
-    return " ".join(prediction.lower().split()) in [" ".join(reference.lower().split()) for reference in references]
+def question_batches(
+    source: SceneDataset, rows: list[int], batch_size: int, split_scenes: bool = False
+) -> list[list[tuple[int, list[int]]]]:
+    """
+    `rows` of `source.qa` as batches of about `batch_size` questions: lists of (scene, its questions).
 
-
-def question_batches(source: SceneDataset, rows: list[int], batch_size: int) -> list[list[tuple[int, list[int]]]]:
-    """`rows` of `source.qa` as batches of at most `batch_size` questions: lists of (scene, its questions)."""
+    A scene is in one batch, which only a scene with more questions makes larger; with `split_scenes` no batch is
+    larger.
+    """
     wanted = set(rows)
     batches, count = [[]], 0
     for scene, questions in source.questions_of_scene.items():
         questions = [question for question in questions if question in wanted]
-        while questions:
-            room = batch_size - count
-            if room == 0:
+        size = batch_size if split_scenes else max(1, len(questions))
+        for start in range(0, len(questions), size):
+            part = questions[start : start + size]
+            if count + len(part) > batch_size:
                 batches.append([])
-                count, room = 0, batch_size
-            batches[-1].append((scene, questions[:room]))
-            count += len(questions[:room])
-            questions = questions[room:]
+                count = 0
+            batches[-1].append((scene, part))
+            count += len(part)
     return [batch for batch in batches if batch]
 
 
-def model_inputs(
-    model, processor: VggtQwen3Processor, source: SceneDataset, batch: list[tuple[int, list[int]]], blind: bool
-) -> dict:
-    """Left-padded prompts of a batch of [`question_batches`], with the features of its scenes."""
-    prompts = [
-        [chat_prompt(processor, question_text(source.qa[row]), not blind) for row in questions]
-        for _, questions in batch
-    ]
-    inputs, prefix_ids, rests = {}, [[] for _ in batch], prompts
-    if not blind:
-        views = [source.views(scene) for scene, _ in batch]
-        encoded = processor(
-            images=[images for images, _ in views],
-            text=[scene_prompts[0].partition(VISION_END)[0] + VISION_END for scene_prompts in prompts],
-            geometry=[geometry for _, geometry in views],
-            images_kwargs={"return_tensors": "pt"},
-        )
-        prefix_ids = encoded.pop("input_ids")
-        encoded.pop("attention_mask")
-        rests = [[prompt.partition(VISION_END)[2] for prompt in scene_prompts] for scene_prompts in prompts]
-        features = model.get_image_features(
-            **{key: torch.as_tensor(np.asarray(value)).to(model.device) for key, value in encoded.items()}
-        )
-        repeats = [scene for scene, (_, questions) in enumerate(batch) for _ in questions]
-        inputs["mm_encoder_outputs"] = {
-            "image": VggtQwen3ImageFeatures(
-                pooler_output=[features.pooler_output[scene] for scene in repeats],
-                geometry_embeddings=[features.geometry_embeddings[scene] for scene in repeats],
-            )
-        }
-    sequences = [
-        prefix + processor.tokenizer(rest, add_special_tokens=False).input_ids
-        for prefix, scene_rests in zip(prefix_ids, rests, strict=True)
-        for rest in scene_rests
-    ]
-    padded = processor.tokenizer.pad({"input_ids": sequences}, padding_side="left", return_tensors="pt")
-    return inputs | {key: padded[key].to(model.device) for key in ("input_ids", "attention_mask")}
+def prepare_batch(
+    processor: VggtQwen3Processor, source: SceneDataset, batch: list[tuple[int, list[int]]], blind: bool
+) -> tuple[dict[str, torch.Tensor], list[list[list[int]]]]:
+    """The inputs of `answer_questions` for a batch of [`question_batches`]."""
+    texts = source.qa.select_columns(["question", "situation"])
+    questions = [[question_text(row) for row in texts.select(rows)] for _, rows in batch]
+    if blind:
+        return processor.prepare_questions(questions)
+    scenes = [source.scene_inputs(scene) for scene, _ in batch]
+    return processor.prepare_questions(questions, **{name: [scene[name] for scene in scenes] for name in scenes[0]})
 
 
 @torch.no_grad()
@@ -87,9 +59,10 @@ def generate_answers(
     process: tuple[int, int] = (0, 1),
     synced_gpus: bool = False,
     progress: bool = True,
+    **generate_kwargs,
 ) -> Iterator[tuple[int, str]]:
     """
-    Answers questions greedily.
+    Answers questions, greedily unless `generate_kwargs` say otherwise.
 
     Args:
         model: A [`VggtQwen3ForConditionalGeneration`] (or a PEFT model around one) in eval mode.
@@ -100,24 +73,40 @@ def generate_answers(
         process (`(rank, world size)`): Answer every world-size-th batch.
         synced_gpus (`bool`): Under ZeRO-3, whose processes must all run the same number of forward passes: one with
             fewer batches repeats its last and gives no answers for it.
+        generate_kwargs: For [`~transformers.GenerationMixin.generate`], for example `num_beams`.
 
     Yields:
         `(row, answer)`.
+
+    Raises:
+        ValueError: if a question does not fit into the model's context, naming it.
     """
-    batches = question_batches(source, rows, batch_size)
+    batches = question_batches(source, rows, batch_size, split_scenes=synced_gpus)
     rank, world_size = process
     own = batches[rank::world_size]
     passes = -(-len(batches) // world_size) if synced_gpus else len(own)
     for step in tqdm(range(passes), desc=f"answering {source.path}", disable=not progress, leave=False):
         repeated = step >= len(own)
         batch = batches[0] if repeated else own[step]
-        inputs = model_inputs(model, processor, source, batch, blind)
-        output = model.generate(
-            **inputs, do_sample=False, max_new_tokens=max_new_tokens, synced_gpus=synced_gpus, use_cache=True
-        )
-        answers = processor.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        scene_inputs, questions = prepare_batch(processor, source, batch, blind)
+        try:
+            answers = model.answer_questions(
+                {name: tensor.to(model.device) for name, tensor in scene_inputs.items()},
+                questions,
+                batch_size=batch_size,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                synced_gpus=synced_gpus,
+                **generate_kwargs,
+            )
+        except ValueError as error:
+            scenes = ", ".join(source.scene_ids[scene] for scene, _ in batch)
+            raise ValueError(
+                f"{source.path}, split {source.split}, scenes {scenes} (counted from 0): {error}"
+            ) from error
+        texts = processor.tokenizer.batch_decode([ids for scene in answers for ids in scene], skip_special_tokens=True)
         if not repeated:
-            yield from zip([row for _, questions in batch for row in questions], map(str.strip, answers), strict=True)
+            yield from zip([row for _, questions in batch for row in questions], map(str.strip, texts), strict=True)
 
 
-__all__ = ["exact_match", "generate_answers", "question_batches"]
+__all__ = ["generate_answers", "prepare_batch", "question_batches"]

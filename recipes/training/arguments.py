@@ -55,8 +55,12 @@ class DataArguments:
     questions_per_scene: int = field(
         default=16, metadata={"help": "Questions of a scene that share its encoded views in one training sequence."}
     )
-    geometry_source: Literal["dataset", "none"] = field(
-        default="dataset", metadata={"help": "Geometry tokens from the dataset's cameras, or the learned null token."}
+    geometry_source: Literal["dataset", "predicted", "none"] | None = field(
+        default=None,
+        metadata={
+            "help": "Geometry tokens from the dataset's cameras, from the encoder's camera head, or the learned null "
+            "token; by default the checkpoint's."
+        },
     )
     blind: bool = field(default=False, metadata={"help": "Withhold the images: the baseline of a language prior."})
     image_size: int | None = field(
@@ -64,6 +68,17 @@ class DataArguments:
     )
     image_mode: Literal["crop", "pad"] | None = field(
         default=None, metadata={"help": "crop keeps the aspect ratio, pad makes squares; default the checkpoint's."}
+    )
+    feature_store: str | None = field(
+        default=None,
+        metadata={"help": "Read the frozen encoder's features from this folder (made by recipes.feature_store)."},
+    )
+    feature_store_drop_tokens: bool = field(
+        default=False,
+        metadata={
+            "help": "With a feature store, let view_dropout drop the tokens of views that the encoder has seen: not "
+            "exact, since it mixes the views. By default subsets from the store are drawn, which is exact."
+        },
     )
 
 
@@ -162,6 +177,8 @@ def check_data_arguments(arguments: DataArguments):
         raise ValueError(f"dataset_weights must not be negative, nor all zero: {arguments.dataset_weights}.")
     if not 0 <= arguments.view_dropout < 1:
         raise ValueError(f"view_dropout must be at least 0 and below 1, got {arguments.view_dropout}.")
+    if arguments.feature_store is not None and arguments.blind:
+        raise ValueError("feature_store gives a blind run nothing to read: it withholds the images.")
     for name in ("questions_per_scene", "num_views", "eval_questions"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

@@ -3,13 +3,11 @@
 
 from functools import lru_cache
 
-import numpy as np
 import torch
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
 
-
-VISION_END = "<|vision_end|>"
+from .data import SceneDataset, question_text
 
 
 def chat_prompt(processor: VggtQwen3Processor, question: str, with_images: bool) -> str:
@@ -28,32 +26,53 @@ class PackCollator:
 
     Args:
         processor (`VggtQwen3Processor`): Makes pixels, placeholders and tokens.
+        context (`int`, *optional*): Positions that the language model has. A prefix with a question and its answer has
+            to fit; the number of segments in a row is not limited by it, since each starts after the prefix.
     """
 
-    def __init__(self, processor: VggtQwen3Processor):
+    def __init__(self, processor: VggtQwen3Processor, context: int | None = None):
         self.processor = processor
+        self.context = context
         self.tokenize_segment = lru_cache(maxsize=65536)(self._tokenize_segment)
 
-    def _tokenize_segment(self, question: str, answer: str, with_images: bool) -> tuple[str, list[int], list[int]]:
-        """The prefix's text, the tokens of the rest of the prompt, and those of the answer with its end."""
-        prompt = chat_prompt(self.processor, question, with_images)
-        prefix, separator, rest = prompt.partition(VISION_END) if with_images else ("", "", prompt)
+    def _tokenize_segment(self, question: str, answer: str, with_images: bool) -> tuple[list[int], list[int]]:
+        """The tokens of the prompt after the prefix, and those of the answer with its end."""
+        _, prompt_ids = self.processor.split_prompt(question, with_images)
         tokenizer = self.processor.tokenizer
-        prompt_ids = tokenizer(rest, add_special_tokens=False).input_ids
-        answer_ids = tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
-        return prefix + separator, prompt_ids, answer_ids
+        return prompt_ids, tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+
+    def check_context(self, source: SceneDataset):
+        """Raises ValueError for a question that does not fit into the context with its longest answer, naming it."""
+        columns = zip(source.num_characters, source.qa["answers"], strict=True)
+        for row, (length, answers) in enumerate(columns if self.context is not None else ()):
+            # A character is at most four tokens, and the chat template's own are far fewer than 64.
+            if 4 * (length + max(map(len, answers), default=0)) + 64 <= self.context:
+                continue
+            example = source.qa[row]
+            for answer in example["answers"]:
+                prompt_ids, answer_ids = self._tokenize_segment(question_text(example), answer, True)
+                if len(prompt_ids) + len(answer_ids) > self.context:
+                    raise ValueError(
+                        f"{source.path}, qa, split {source.split}, row {row} (question {example['question_id']}): a "
+                        f"question of {len(prompt_ids)} and an answer of {len(answer_ids)} tokens exceed the language "
+                        f"model's context of {self.context}."
+                    )
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        prefixes, segments = [], []
-        for example in examples:
-            tokenized = [
-                self.tokenize_segment(question, answer, bool(example["images"]))
-                for question, answer in example["questions"]
-            ]
-            prefixes.append(tokenized[0][0])
-            segments.append([(prompt_ids, answer_ids) for _, prompt_ids, answer_ids in tokenized])
+        stored = "vision_features" in examples[0]
+        with_images = [stored or bool(example["images"]) for example in examples]
+        prefixes = [self.processor.split_prompt("", images)[0] for images in with_images]
+        segments = [
+            [self.tokenize_segment(question, answer, images) for question, answer in example["questions"]]
+            for example, images in zip(examples, with_images, strict=True)
+        ]
         batch = {}
-        if any(example["images"] for example in examples):
+        prefix_ids = [[] for _ in examples]
+        if stored:
+            names = ["vision_features", "image_sizes", "geometry", "camera_encodings"]
+            columns = {name: [example[name] for example in examples] for name in names if name in examples[0]}
+            batch = dict(self.processor.encode_features(text=prefixes, **columns))
+        elif any(with_images):
             batch = dict(
                 self.processor(
                     images=[example["images"] for example in examples],
@@ -64,14 +83,20 @@ class PackCollator:
                     images_kwargs={"return_tensors": "pt"},
                 )
             )
+        if batch:
             prefix_ids = batch.pop("input_ids")
             batch.pop("attention_mask", None)
-            batch = {key: torch.as_tensor(np.asarray(value)) for key, value in batch.items()}
-        else:
-            prefix_ids = [[] for _ in examples]
+            batch = {key: torch.as_tensor(value) for key, value in batch.items()}
 
+        for example, prefix, row in zip(examples, prefix_ids, segments, strict=True):
+            for (question, _), (prompt_ids, answer_ids) in zip(example["questions"], row, strict=True):
+                if self.context is not None and len(prefix) + len(prompt_ids) + len(answer_ids) > self.context:
+                    raise ValueError(
+                        f"A prefix of {len(prefix)}, a question of {len(prompt_ids)} and an answer of "
+                        f"{len(answer_ids)} tokens exceed the language model's context of {self.context}: {question[:80]!r}"
+                    )
         rows = [self._pack(prefix, row) for prefix, row in zip(prefix_ids, segments, strict=True)]
-        length = max(len(row["input_ids"]) for row in rows)
+        length = max(1, *(len(row["input_ids"]) for row in rows))
         # Padding is one more segment that nothing else sees, so that no attention row is empty.
         padding = {
             "input_ids": self.processor.tokenizer.pad_token_id,

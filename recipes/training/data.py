@@ -2,14 +2,16 @@
 """Prepared repositories as packed training examples: one scene's views and several of its questions."""
 
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 import datasets
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+
+from .store import FeatureStore, StoreEntry
 
 
 # Batches that are sorted by length together: enough for little padding, few enough for a random order.
@@ -34,14 +36,15 @@ class SceneDataset:
         path (`str`): Folder or Hub repository with the configs `scenes` and `qa`.
         split (`str`): Split of both.
         num_views (`int`, *optional*): Views to use of each scene, evenly spaced; view 0 is the first stored one.
-        use_geometry (`bool`): Give the cameras with the views.
+        store (`FeatureStore`, *optional*): Read the encoder's features instead of the views.
 
     Raises:
-        ValueError: if the repository or the split is not there, or a question names an unknown scene.
+        ValueError: if the repository or the split is not there, a question names an unknown scene, or the store does
+            not hold a scene.
     """
 
-    def __init__(self, path: str, split: str, num_views: int | None = None, use_geometry: bool = True):
-        self.path, self.split, self.num_views, self.use_geometry = path, split, num_views, use_geometry
+    def __init__(self, path: str, split: str, num_views: int | None = None, store: FeatureStore | None = None):
+        self.path, self.split, self.num_views = path, split, num_views
         try:
             scenes = datasets.load_dataset(path, "scenes", split=split)
             self.qa = datasets.load_dataset(path, "qa", split=split)
@@ -60,10 +63,60 @@ class SceneDataset:
             self.questions_of_scene[row_of_scene[scene_id]].append(row)
         texts = zip(self.qa["situation"], self.qa["question"], strict=True)
         self.num_characters = [len(situation or "") + len(question) for situation, question in texts]
+        self.store = store
+        if store is not None:
+            self.cameras = scenes.select_columns(["geometry"])
+            self.stored = [
+                store.find(self.pictures(scene), scene_id, f"{path} split {split}")
+                for scene, scene_id in enumerate(self.scene_ids)
+            ]
+
+    def pictures(self, scene: int) -> list[bytes]:
+        """The encoded pictures of a scene's views in use."""
+        images = self.scenes[scene]["images"]
+        return [images[view]["bytes"] for view in self.views_in_use(len(images))]
+
+    def picture_sizes(self, scene: int) -> list[tuple[int, int]]:
+        """(width, height) of a scene's views in use. Raises ValueError as `views`, if one is not a picture."""
+        sizes = []
+        for view, picture in enumerate(self.pictures(scene)):
+            try:
+                sizes.append(Image.open(BytesIO(picture)).size)
+            except (OSError, UnidentifiedImageError, TypeError) as error:
+                raise ValueError(f"{self.path}, scene {self.scene_ids[scene]}, view {view}: {error}") from error
+        return sizes
+
+    def scene_inputs(self, scene: int, entry: StoreEntry | None = None, keep: list[int] | None = None) -> dict:
+        """
+        What the processor makes the model's inputs of, for some of the views in use of a scene: `geometry` and
+        `images`, or from a store `vision_features`, `image_sizes` and, of encoders with a camera head,
+        `camera_encodings`.
+
+        Args:
+            scene (`int`): Row of the scene.
+            entry (`StoreEntry`, *optional*): Entry of the store to read; by default that of all views in use.
+            keep (`list[int]`, *optional*): Positions, among the views in use (or of `entry`), of those to return.
+        """
+        if self.store is None:
+            images, geometry = self.views(scene, keep)
+            return {"images": images, "geometry": geometry}
+        entry = entry or self.stored[scene]
+        kept = list(range(len(entry.views))) if keep is None else keep
+        inputs = self.store.read(entry)
+        if keep is not None:
+            inputs = {name: tensor[keep] for name, tensor in inputs.items()}
+        geometry = self.cameras[scene]["geometry"]
+        if geometry is not None:
+            in_use = self.views_in_use(len(geometry["t"]))
+            views = [in_use[entry.views[position]] for position in kept]
+            geometry = {
+                key: np.asarray([values[view] for view in views], dtype=np.float32) for key, values in geometry.items()
+            }
+        return inputs | {"image_sizes": [entry.image_sizes[position] for position in kept], "geometry": geometry}
 
     def views(self, scene: int, keep: list[int] | None = None) -> tuple[list[Image.Image], dict | None]:
         """
-        The views of a scene and their geometry (None if it has none or it is not used).
+        The views of a scene and their geometry (None if it has none).
 
         Args:
             scene (`int`): Row of the scene.
@@ -82,12 +135,23 @@ class SceneDataset:
             except (OSError, UnidentifiedImageError, TypeError) as error:
                 raise ValueError(f"{self.path}, scene {row['scene_id']}, view {view}: {error}") from error
         geometry = None
-        if self.use_geometry and row["geometry"] is not None:
+        if row["geometry"] is not None:
             geometry = {
                 key: np.asarray([values[view] for view in views], dtype=np.float32)
                 for key, values in row["geometry"].items()
             }
         return images, geometry
+
+    def questions(self, rows: Sequence[int]) -> list[dict]:
+        """Rows of `qa`, read together: one by one takes longer than the pictures."""
+        columns = self.qa[list(rows)]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def num_views_of(self, scene: int) -> int:
+        """Number of views in use of a scene."""
+        if self.store is not None:
+            return len(self.stored[scene].views)
+        return len(self.views_in_use(len(self.scenes[scene]["images"])))
 
     def views_in_use(self, num_stored: int) -> list[int]:
         """Which of `num_stored` views are used, in order."""
@@ -110,9 +174,11 @@ class PackDataset(torch.utils.data.Dataset):
         questions_per_scene (`int`): Most questions of a sequence.
         view_dropout (`float`): Probability of leaving out each view but view 0.
         blind (`bool`): Give no images at all.
+        drop_tokens (`bool`): With a feature store, drop the tokens of views after the encoder has mixed all views.
+            Otherwise one of the subsets in the store is drawn, which the encoder has seen as it is.
 
     Raises:
-        ValueError: if a question has no answer to train on, naming it.
+        ValueError: if a question has no answer to train on, naming it, or a store has no subsets for `view_dropout`.
     """
 
     def __init__(
@@ -121,12 +187,17 @@ class PackDataset(torch.utils.data.Dataset):
         questions_per_scene: int,
         view_dropout: float = 0.0,
         blind: bool = False,
+        drop_tokens: bool = False,
     ):
         self.sources = sources
         self.questions_per_scene = questions_per_scene
         self.view_dropout = view_dropout
         self.blind = blind
+        self.drop_tokens = drop_tokens
         for source in sources:
+            if source.store is not None and view_dropout and not drop_tokens:
+                for entry in source.stored:
+                    source.store.find_subsets(entry, view_dropout)
             for row, answers in enumerate(source.qa["answers"]):
                 if not answers:
                     raise ValueError(
@@ -150,15 +221,21 @@ class PackDataset(torch.utils.data.Dataset):
         source = self.sources[pack.dataset]
         rng = np.random.default_rng(pack.seed)
         questions = []
-        for row in (source.qa[index] for index in pack.questions):
+        for row in source.questions(pack.questions):
             # Every reference is as good: which one is learned is drawn anew in every epoch.
             questions.append((question_text(row), row["answers"][rng.integers(len(row["answers"]))]))
         if self.blind:
             return {"images": [], "geometry": None, "questions": questions}
-        num_views = len(source.views_in_use(len(source.scenes[pack.scene]["images"])))
-        keep = [view for view in range(num_views) if view == 0 or rng.random() >= self.view_dropout]
-        images, geometry = source.views(pack.scene, keep)
-        return {"images": images, "geometry": geometry, "questions": questions}
+        if source.store is not None and self.view_dropout and not self.drop_tokens:
+            subsets = source.store.find_subsets(source.stored[pack.scene], self.view_dropout)
+            inputs = source.scene_inputs(pack.scene, subsets[rng.integers(len(subsets))])
+        else:
+            keep = None
+            if self.view_dropout:
+                num_views = source.num_views_of(pack.scene)
+                keep = [view for view in range(num_views) if view == 0 or rng.random() >= self.view_dropout]
+            inputs = source.scene_inputs(pack.scene, keep=keep)
+        return inputs | {"questions": questions}
 
 
 class PackSampler(torch.utils.data.Sampler[Pack]):
@@ -173,7 +250,8 @@ class PackSampler(torch.utils.data.Sampler[Pack]):
         weights (`list[float]`, *optional*): Share of each of its sources.
         seed (`int`): The same seed gives the same epochs.
         batch_size (`int`): Packs that one step takes on all processes together: they get similar lengths, so that
-            little is padded.
+            little is padded. Packs without questions complete the last batch: what else would complete it are packs
+            that have been seen.
     """
 
     def __init__(self, dataset: PackDataset, weights: list[float] | None = None, seed: int = 0, batch_size: int = 1):
@@ -191,7 +269,7 @@ class PackSampler(torch.utils.data.Sampler[Pack]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(self.counts)
+        return -(-sum(self.counts) // self.batch_size) * self.batch_size
 
     def __iter__(self) -> Iterator[Pack]:
         packs = []
@@ -208,11 +286,8 @@ class PackSampler(torch.utils.data.Sampler[Pack]):
         for start in range(0, len(packs), window):
             grouped = sorted(packs[start : start + window], key=self.dataset.num_characters)
             batches += [grouped[i : i + self.batch_size] for i in range(0, len(grouped), self.batch_size)]
-        if len(batches[-1]) < self.batch_size:
-            last = [batches.pop()]  # a short batch in the middle would shift all that follow it
-        else:
-            last = []
-        batches = [batches[position] for position in rng.permutation(len(batches))] + last
+        batches[-1] += [replace(batches[-1][0], questions=())] * (self.batch_size - len(batches[-1]))
+        batches = [batches[position] for position in rng.permutation(len(batches))]
         return iter([pack for batch in batches for pack in batch])
 
     def _shuffled_packs(self, source: int, cycle: int) -> list[Pack]:

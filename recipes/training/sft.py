@@ -14,11 +14,12 @@ from transformers import set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 from transformers.trainer_utils import get_last_checkpoint
 
-from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration, VggtQwen3Processor
+from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Processor
 
 from .arguments import parse_arguments
 from .collator import PackCollator
 from .data import PackDataset, SceneDataset, check_disjoint
+from .store import FeatureStore, store_key
 from .trainer import VggtQwen3Trainer, freeze_and_adapt
 
 
@@ -53,10 +54,17 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
     ################
     # Data
     ################
+    path = model_arguments.model_name_or_path
+    processor = VggtQwen3Processor.from_pretrained(path)
+    set_preprocessing(processor, data_arguments.image_size, data_arguments.image_mode)
+    store = None
+    if data_arguments.feature_store is not None:
+        if not model_arguments.freeze_vision:
+            raise ValueError("feature_store needs freeze_vision: true; the features of an encoder that trains change.")
+        store = open_store(data_arguments.feature_store, path, processor)
     sources = {
         split: [
-            SceneDataset(path, split, data_arguments.num_views, data_arguments.geometry_source == "dataset")
-            for path in data_arguments.dataset_paths
+            SceneDataset(dataset, split, data_arguments.num_views, store) for dataset in data_arguments.dataset_paths
         ]
         for split in (data_arguments.train_split, data_arguments.eval_split)
     }
@@ -65,20 +73,21 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
         for eval_source in eval_sources:
             check_disjoint(train_source, eval_source)
     train_dataset = PackDataset(
-        train_sources, data_arguments.questions_per_scene, data_arguments.view_dropout, data_arguments.blind
+        train_sources,
+        data_arguments.questions_per_scene,
+        data_arguments.view_dropout,
+        data_arguments.blind,
+        data_arguments.feature_store_drop_tokens,
     )
 
     ################
     # Model
     ################
-    path = model_arguments.model_name_or_path
-    processor = VggtQwen3Processor.from_pretrained(path)
-    if data_arguments.image_size is not None:
-        processor.image_processor.image_size = data_arguments.image_size
-    if data_arguments.image_mode is not None:
-        processor.image_processor.mode = data_arguments.image_mode
-    model = load_model(path, model_arguments.attn_implementation)
+    model = load_model(path, model_arguments.attn_implementation, data_arguments.geometry_source)
     model = freeze_and_adapt(model, model_arguments)
+    collator = PackCollator(processor, model.config.text_config.max_position_embeddings)
+    for source in train_sources:
+        collator.check_context(source)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%s parameters train, in %s packs of %s datasets", trainable, len(train_dataset), len(train_sources))
 
@@ -86,7 +95,7 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
         model=model,
         args=training_arguments,
         train_dataset=train_dataset,
-        data_collator=PackCollator(processor),
+        data_collator=collator,
         processing_class=processor,
         data_arguments=data_arguments,
         eval_sources=eval_sources,
@@ -113,12 +122,29 @@ def run(trainer: VggtQwen3Trainer, model_arguments):
     trainer.save_metrics("train", result.metrics)
 
 
-def load_model(path: str, attn_implementation: str) -> VggtQwen3ForConditionalGeneration:
+def set_preprocessing(processor: VggtQwen3Processor, image_size: int | None, image_mode: str | None):
+    """Changes how pictures are brought to the encoder's size; None leaves a setting as the checkpoint has it."""
+    if image_size is not None:
+        processor.image_processor.image_size = image_size
+    if image_mode is not None:
+        processor.image_processor.mode = image_mode
+
+
+def open_store(path: str, checkpoint: str, processor: VggtQwen3Processor) -> FeatureStore:
+    """The feature store at `path`, for reading. Raises ValueError if it does not fit checkpoint and preprocessing."""
+    config = VggtQwen3Config.from_pretrained(checkpoint)
+    return FeatureStore(path, store_key(checkpoint, config, processor.image_processor))
+
+
+def load_model(
+    path: str, attn_implementation: str, geometry_source: str | None = None
+) -> VggtQwen3ForConditionalGeneration:
     """
-    Loads a checkpoint, whole.
+    Loads a checkpoint, whole; with `geometry_source` in place of the one that it was saved with.
 
     Raises:
-        ValueError: if keys are missing, unexpected or of the wrong shape: nothing is filled in silently.
+        ValueError: if keys are missing, unexpected or of the wrong shape: nothing is filled in silently; or if the
+            checkpoint has no camera head to predict the geometry with.
     """
     model, info = VggtQwen3ForConditionalGeneration.from_pretrained(
         path,
@@ -130,6 +156,9 @@ def load_model(path: str, attn_implementation: str) -> VggtQwen3ForConditionalGe
     if any(problems.values()):
         details = "; ".join(f"{kind}: {', '.join(keys[:5])} ({len(keys)})" for kind, keys in problems.items() if keys)
         raise ValueError(f"The checkpoint {path} does not fit its own config. {details}")
+    if geometry_source is not None:
+        model.config.geometry_source = geometry_source
+        model.config.check_geometry_source()
     return model
 
 
@@ -148,7 +177,11 @@ def save(trainer: VggtQwen3Trainer, model_arguments):
             # Merged from the files: under ZeRO-3 no process holds the whole model.
             if is_deepspeed_zero3_enabled():
                 unset_hf_deepspeed_config()
-            base = load_model(model_arguments.model_name_or_path, model_arguments.attn_implementation)
+            base = load_model(
+                model_arguments.model_name_or_path,
+                model_arguments.attn_implementation,
+                trainer.model.config.geometry_source,
+            )
             merged = PeftModel.from_pretrained(base, adapter_dir).merge_and_unload()
             merged.save_pretrained(output_dir)
             trainer.processing_class.save_pretrained(output_dir)

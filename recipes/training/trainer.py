@@ -13,7 +13,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import speed_metrics
 
 from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
-from recipes.evaluation.generation import exact_match, generate_answers
+from recipes.evaluation.generation import generate_answers
+from recipes.metrics.three_d_qa.protocols import exact_match
 
 from .arguments import DataArguments, ModelArguments
 from .data import PackSampler, SceneDataset
@@ -61,9 +62,9 @@ def freeze_and_adapt(model: VggtQwen3ForConditionalGeneration, arguments: ModelA
     # ZeRO-3 keeps all that trains in one buffer, of one dtype; otherwise adapters are better kept in float32.
     adapted_model = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     if not arguments.freeze_vision:
-        # As in VggtModel: PEFT's trainable copy of the encoder must not count the mask token as trained either.
+        # As in our models: PEFT's trainable copy of the encoder must not count as trained what no loss reaches.
         for name, parameter in adapted_model.named_parameters():
-            if name.endswith("embeddings.mask_token"):
+            if name.endswith("embeddings.mask_token") or ".camera_head." in name or ".depth_head." in name:
                 parameter.requires_grad_(False)
     return adapted_model
 

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmark runs on: a model and a dataset of random content whose work is shared out as at full size."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as PILImage
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen3Config, Qwen3Model, set_seed
+
+from modeling_vggt_qwen3 import VggtConfig, VggtModel, VggtQwen3Config, VggtQwen3ForConditionalGeneration
+from modeling_vggt_qwen3.convert_vggt_qwen3_to_hf import create_processor, create_tiny_tokenizer
+
+
+VIEWS, QUESTIONS = 8, 16
+FULL_IMAGE_SIZE = 448
+# Qwen3-4B (Qwen3 technical report, arXiv 2505.09388; its config.json).
+QWEN3_4B = Qwen3Config(
+    hidden_size=2560,
+    intermediate_size=9728,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    vocab_size=151936,
+)
+# About as long as ScanQA's.
+TEXTS = [
+    ("What color is the chair that is next to the table in the room?", "green"),
+    ("How many lamps are on the right of the bed behind me?", "two"),
+    ("What is in front of the refrigerator, next to the white cabinet?", "table"),
+    ("Where is the television?", "on the right of the sofa"),
+]
+
+
+def scaled_config(tokenizer) -> VggtQwen3Config:
+    """Widths and depths that take seconds on a CPU; the language model reads as many tokens as at full size."""
+    vision_config = VggtConfig(
+        image_size=140,
+        hidden_size=384,
+        num_attention_heads=6,
+        num_hidden_layers=4,
+        backbone_num_hidden_layers=4,
+        camera_head_num_layers=0,
+        depth_head_layers=[],
+    )
+    text_config = Qwen3Config(
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        hidden_size=384,
+        intermediate_size=1152,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return VggtQwen3Config(
+        vision_config=vision_config,
+        text_config=text_config,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        geometry_token_id=tokenizer.convert_tokens_to_ids("<|vision_pad|>"),
+        vision_feature_layers=[0, 1, 2, 3],
+        projector_type="perceiver",
+        projector_hidden_size=192,
+        projector_num_attention_heads=3,
+        geometry_hidden_size=96,
+    )
+
+
+def write_checkpoint(folder: Path) -> VggtQwen3Config:
+    """Writes a random model of `scaled_config`, with its processor."""
+    set_seed(0)
+    tokenizer = create_tiny_tokenizer()
+    config = scaled_config(tokenizer)
+    VggtQwen3ForConditionalGeneration(config).save_pretrained(folder)
+    create_processor(config, tokenizer).save_pretrained(folder)
+    return config
+
+
+def write_dataset(folder: Path, num_scenes: dict[str, int], num_views: int, side: int):
+    """Writes a prepared repository of noise: `num_scenes` per split, `QUESTIONS` questions about every scene."""
+    rng = np.random.default_rng(0)
+    floats = Value("float32")
+    geometry_features = {"R": List(List(List(floats))), "t": List(List(floats)), "K": List(List(List(floats)))}
+    scene_features = Features(
+        {
+            "scene_id": Value("string"),
+            "images": List(Image()),
+            "geometry": geometry_features | {"depth_hist": List(List(floats))},
+        }
+    )
+    qa_features = Features(
+        {key: Value("string") for key in ("scene_id", "question_id", "question", "situation", "task")}
+        | {"answers": List(Value("string"))}
+    )
+    geometry = {
+        "R": np.tile(np.eye(3), (num_views, 1, 1)).tolist(),
+        "t": rng.normal(size=(num_views, 3)).tolist(),
+        "K": np.tile([[side, 0, side / 2], [0, side, side / 2], [0, 0, 1]], (num_views, 1, 1)).tolist(),
+        "depth_hist": rng.dirichlet(np.ones(16), num_views).tolist(),
+    }
+    for split, count in num_scenes.items():
+        scenes, questions = [], []
+        for number in range(count):
+            images = []
+            for _ in range(num_views):
+                buffer = BytesIO()
+                PILImage.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(buffer, "JPEG")
+                images.append({"bytes": buffer.getvalue(), "path": None})
+            scenes.append({"scene_id": f"{split}{number}", "images": images, "geometry": geometry})
+            for index in range(QUESTIONS):
+                question, answer = TEXTS[index % len(TEXTS)]
+                row = {"scene_id": f"{split}{number}", "question_id": f"{split}{number}-{index}", "question": question}
+                questions.append(row | {"situation": None, "task": "scanqa", "answers": [answer]})
+        for name, rows, features in (("scenes", scenes, scene_features), ("qa", questions, qa_features)):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Dataset.from_list(rows, features=features).to_parquet(folder / name / f"{split}.parquet")
+    lines = ["---", "configs:"]
+    for name in ("qa", "scenes"):
+        lines += [f"- config_name: {name}", "  data_files:"]
+        for split in num_scenes:
+            lines += [f"  - split: {split}", f"    path: {name}/{split}.parquet"]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")
+
+
+def count_flops(function) -> int:
+    """Floating-point operations of the matrix products and convolutions in a call."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def forward_flops(vision_config, text_config, image_size: int, num_tokens: int) -> dict[str, int]:
+    """
+    Operations of one forward pass: `encoder` for `VIEWS` views of `image_size` pixels, `language_model` for a row of
+    `num_tokens` tokens, with its head. Counted without computing: on the meta device.
+    """
+    with torch.device("meta"), torch.no_grad():
+        encoder = VggtModel._from_config(vision_config, attn_implementation="eager")
+        language_model = Qwen3Model._from_config(text_config, attn_implementation="eager")
+        pixel_values = torch.zeros(1, VIEWS, 3, image_size, image_size)
+        embeddings = torch.zeros(1, num_tokens, text_config.hidden_size)
+        mask = torch.zeros(1, 1, num_tokens, num_tokens)
+        encoder_flops = count_flops(lambda: encoder(pixel_values))
+        language_flops = count_flops(
+            lambda: language_model(inputs_embeds=embeddings, attention_mask={"full_attention": mask}, use_cache=False)
+        )
+    head = 2 * num_tokens * text_config.hidden_size * text_config.vocab_size
+    return {"encoder": encoder_flops, "language_model": language_flops + head}
+
+
+__all__ = [
+    "FULL_IMAGE_SIZE",
+    "QUESTIONS",
+    "QWEN3_4B",
+    "VIEWS",
+    "count_flops",
+    "forward_flops",
+    "write_checkpoint",
+    "write_dataset",
+]
