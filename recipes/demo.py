@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from recipes.training.precision import has_fast_bfloat16
+
 
 RECIPES = Path(__file__).parent
 
@@ -77,6 +79,8 @@ def run_demo(output: Path, size: dict):
     step(output / "tiny", convert + ["--output", output / "tiny", "--image-size", size["image_size"]])
 
     instruct, questions = [data / "instruct"], [data / "scanqa", data / "sqa3d"]
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    precision = ["--bf16", "true"] if has_fast_bfloat16(device.type) else []
     # Pictures are all that stage 1 could teach, so the blind model starts where the other one did.
     for stage, name, model, datasets, blind in (
         ("stage1", "stage1", "tiny", instruct, []),
@@ -88,7 +92,7 @@ def run_demo(output: Path, size: dict):
             target / "train_results.json",  # the last thing a stage writes
             launcher() + [RECIPES / f"{stage}.py", "--config", RECIPES / "configs" / "rooms" / f"{stage}.yaml"]
             + ["--model_name_or_path", output / model, "--output_dir", target, "--dataset_paths", *datasets]
-            + blind + size["overrides"],
+            + blind + precision + size["overrides"],
         )  # fmt: skip
     for dataset, split in (("scanqa", "test_w_obj"), ("sqa3d", "test")):
         blind_scores = output / "scores" / "blind" / dataset

@@ -21,7 +21,7 @@ from recipes.training.arguments import CONFIGS, ModelArguments, parse_arguments
 from recipes.training.collator import PackCollator
 from recipes.training.data import Pack, PackDataset, PackSampler, SceneDataset, check_disjoint
 from recipes.training.muon import MuonAdamW, orthogonalize
-from recipes.training.sft import load_model
+from recipes.training.sft import load_model, make_trainer
 from recipes.training.trainer import VggtQwen3Trainer, freeze_and_adapt
 
 
@@ -467,3 +467,35 @@ def test_bad_data_stops_a_run_before_training(checkpoint, repos, tmp_path):
     result = launch("stage2", checkpoint, repos, tmp_path / "out", "--train_split", "val", "--eval_split", "val")
     assert result.returncode == 1
     assert "share 2 scenes" in result.stderr and "Traceback" not in result.stderr.split("stage2.py:")[0]
+
+
+def test_bfloat16_only_where_the_cpu_has_it(monkeypatch):
+    """Catches a demo that takes hours on a CPU which has to imitate bfloat16."""
+    for capabilities, expected in (({"avx2": True}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+        assert orthogonalize(torch.randn(1, 4, 4)).dtype == expected
+
+
+def test_image_settings_and_eval_questions_reach_a_run(tmp_path, monkeypatch):
+    """Catches settings that are parsed and never read."""
+    torch.manual_seed(0)
+    model = toy_model()
+    for part in (model, toy_processor(model.config)):
+        part.save_pretrained(tmp_path / "model")
+    repo = write_toy_repo(tmp_path / "toy_scanqa_settings", {"train": 2, "val": 2})
+    argv = ["--model_name_or_path", tmp_path / "model", "--dataset_paths", repo, "--output_dir", tmp_path / "run"]
+    argv += ["--dataset_weights", 1, "--image_size", 42, "--image_mode", "pad", "--eval_questions", 3]
+    argv += ["--freeze_text_layers", 0, "--report_to", "none", "--bf16", "false", "--max_new_tokens", 2]
+    trainer = make_trainer(*parse_arguments(CONFIGS / "stage2_3d.yaml", list(map(str, argv))))
+    assert trainer.processing_class.image_processor.mode == "pad"
+    packs = [trainer.train_dataset[pack] for pack in list(trainer._get_train_sampler())[:1]]
+    assert trainer.data_collator(packs)["pixel_values"].shape[-2:] == (42, 42)
+    asked = []
+
+    def answer(model, processor, source, rows, **kwargs):
+        asked.extend(rows)
+        return [(row, "red") for row in rows]
+
+    monkeypatch.setattr("recipes.training.trainer.generate_answers", answer)
+    trainer.evaluate()
+    assert len(asked) == len(set(asked)) == 3

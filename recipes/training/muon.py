@@ -10,6 +10,8 @@ from collections import defaultdict
 
 import torch
 
+from .precision import has_fast_bfloat16
+
 
 # Coefficients (of x, x^3, x^5) of three quintic steps that together bring singular values from 0.01-1 to 0.73-1.27: each is
 # the best uniform approximation of 1 on the interval that the steps before it leave (Amsel et al., "The Polar Express", 2025).
@@ -21,8 +23,8 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     """The nearest semi-orthogonal matrices to `matrices [N, rows, columns]`, approximately."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    if x.device.type != "cpu":
-        x = x.bfloat16()  # exact enough; a CPU without instructions for it takes twenty times as long
+    if has_fast_bfloat16(x.device.type):
+        x = x.bfloat16()  # exact enough
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for a, b, c in POLAR_STEPS:
         gram = x @ x.mT
