@@ -60,7 +60,7 @@ def main():
         "--prompt-style",
         default="official",
         choices=PROTOCOLS,
-        help="append the protocol's suffix to the question (README, Scores); official (the default) and leo have none, "
+        help="append the protocol's suffix to the question (docs/scores.md); official (the default) and leo have none, "
         "and neither has training",
     )
     parser.add_argument("--em-only", action="store_true", help="leave out BLEU, METEOR, ROUGE-L and CIDEr")

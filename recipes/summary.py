@@ -38,10 +38,10 @@ def summarize(demo: Path):
         ]
         for name, number, *entries in [*rows, ("all", model["num_questions"], model, blind, trivial)]:
             score, blind_score, trivial_score = (entry["exact_match"] for entry in entries)
-            cells = [score, blind_score, score - blind_score, trivial_score, score - trivial_score]
+            cells = [score, blind_score, score - blind_score, trivial_score]
             table.append([f"{dataset} {name}", number, *cells])
     print("\nExact match on scenes never seen in training:\n")
-    header = ["questions", "number", "model", "blind", "difference", "most frequent training answer", "difference"]
+    header = ["questions", "number", "model", "blind", "difference", "most frequent answer"]
     print(format_table(header, table))
 
     source = SceneDataset(str(demo / "data" / "scanqa"), SPLITS["scanqa"])

@@ -13,20 +13,20 @@ import torch
 from .precision import has_fast_bfloat16
 
 
-# Coefficients (of x, x^3, x^5) of three quintic steps that together bring singular values from 0.01-1 to 0.73-1.27: each is
-# the best uniform approximation of 1 on the interval that the steps before it leave (Amsel et al., "The Polar Express", 2025).
-# They are as close as five of Newton-Schulz's steps with fixed coefficients, for three fifths of the products.
-POLAR_STEPS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
+# Quintic Newton-Schulz coefficients: largest slope at zero, singular values end between about 0.7 and 1.2. Fewer, better
+# fitted steps leave small singular values small.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """The nearest semi-orthogonal matrices to `matrices [N, rows, columns]`, approximately."""
+    a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     if has_fast_bfloat16(x.device.type):
         x = x.bfloat16()  # exact enough
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for a, b, c in POLAR_STEPS:
+    for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
