@@ -22,6 +22,7 @@ import threading
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +174,8 @@ class Downloader:
         shutil.rmtree(folder, ignore_errors=True)
         try:
             _unpack(path, folder)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError):
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):
+            # RuntimeError: damaged headers look like a compression or an encryption that zipfile does not know.
             shutil.rmtree(folder, ignore_errors=True)
             return False
         found = next((place for place in sorted(folder.rglob(item.target.name)) if place.is_dir()), None)
@@ -286,7 +288,7 @@ def _read_csv(path: Path, split: str | None) -> list[tuple[str, str]]:
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    """Unpacks a zip; a zip inside it is unpacked where it lies. Raises `zipfile.BadZipFile`."""
+    """Unpacks a zip; a zip inside it is unpacked where it lies. Raises what `zipfile` raises for a damaged one."""
     with zipfile.ZipFile(path) as archive:
         archive.extractall(folder)  # checks every CRC, and keeps to the folder whatever the names are
     for inner in sorted(folder.rglob("*.zip")):

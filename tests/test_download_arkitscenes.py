@@ -17,9 +17,9 @@ from data_scripts.download_arkitscenes import main
 NOISE = np.random.default_rng(0).bytes(300_000)  # does not compress
 
 
-def zipped(files: dict[str, bytes]) -> bytes:
+def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     return buffer.getvalue()
@@ -58,6 +58,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif event == "garble":
             body = bytes(len(body))
+        elif isinstance(event, bytes):
+            body = event
         self.wfile.write(body)
 
     def log_message(self, *arguments):
@@ -154,6 +156,27 @@ def test_part_that_does_not_fit(server, tmp_path):
     server.trouble["/threedod/Training/41.zip"] = [None, "garble"]
     assert run(server, tmp_path, "--split", "Training", "--video_id", "41") == 0
     assert contents(tmp_path) == WHOLE
+
+
+@pytest.mark.parametrize(
+    ("offset_in_header", "damage"),
+    [(None, b"\xff" * 8), (10, b"\x63"), (8, b"\x01")],
+    ids=["data", "method", "encrypted"],
+)
+def test_damage_inside_an_archive(server, tmp_path, offset_in_header, damage):
+    """Catches a broken compressed file, or a header that names an unknown method or a password, that ends the command."""
+    scan = zipped({"41/41_3dod_annotation.json": b"{}" * 500}, zipfile.ZIP_DEFLATED)
+    broken = bytearray(scan)
+    if offset_in_header is None:
+        start = 30 + len("41/41_3dod_annotation.json")  # of the compressed data
+        broken[start : start + len(damage)] = damage
+    else:
+        directory = scan.index(b"PK\x01\x02")
+        broken[directory + offset_in_header] = damage[0]
+    server.files["/threedod/Training/41.zip"] = scan
+    server.trouble["/threedod/Training/41.zip"] = [bytes(broken)]
+    assert run(server, tmp_path, "--split", "Training", "--video_id", "41") == 0
+    assert (tmp_path / "3dod" / "Training" / "41" / "41_3dod_annotation.json").read_bytes() == b"{}" * 500
 
 
 def test_zip_in_a_zip(server, tmp_path, capsys):
