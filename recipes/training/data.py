@@ -108,10 +108,7 @@ class SceneDataset:
         geometry = self.cameras[scene]["geometry"]
         if geometry is not None:
             in_use = self.views_in_use(len(geometry["t"]))
-            views = [in_use[entry.views[position]] for position in kept]
-            geometry = {
-                key: np.asarray([values[view] for view in views], dtype=np.float32) for key, values in geometry.items()
-            }
+            geometry = geometry_of(geometry, [in_use[entry.views[position]] for position in kept])
         return inputs | {"image_sizes": [entry.image_sizes[position] for position in kept], "geometry": geometry}
 
     def views(self, scene: int, keep: list[int] | None = None) -> tuple[list[Image.Image], dict | None]:
@@ -134,13 +131,7 @@ class SceneDataset:
                 images.append(Image.open(BytesIO(row["images"][view]["bytes"])).convert("RGB"))
             except (OSError, UnidentifiedImageError, TypeError) as error:
                 raise ValueError(f"{self.path}, scene {row['scene_id']}, view {view}: {error}") from error
-        geometry = None
-        if row["geometry"] is not None:
-            geometry = {
-                key: np.asarray([values[view] for view in views], dtype=np.float32)
-                for key, values in row["geometry"].items()
-            }
-        return images, geometry
+        return images, None if row["geometry"] is None else geometry_of(row["geometry"], views)
 
     def questions(self, rows: Sequence[int]) -> list[dict]:
         """Rows of `qa`, read together: one by one takes longer than the pictures."""
@@ -158,6 +149,11 @@ class SceneDataset:
         if self.num_views is None or self.num_views >= num_stored:
             return list(range(num_stored))
         return [position * num_stored // self.num_views for position in range(self.num_views)]
+
+
+def geometry_of(geometry: dict, views: list[int]) -> dict[str, np.ndarray]:
+    """`R [V,3,3]`, `t [V,3]`, `K [V,3,3]` and `depth_hist [V,16]`, float32, of some of a scene's stored views."""
+    return {key: np.asarray([values[view] for view in views], dtype=np.float32) for key, values in geometry.items()}
 
 
 def question_text(row: dict) -> str:
