@@ -97,7 +97,7 @@ def test_batched_and_single_logits_agree(projector_type):
         torch.testing.assert_close(batched[row], last_logits(model, single)[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("blind", [False, True])
 def test_packed_loss_and_gradients_equal_unpacked(attn_implementation, blind):
     """Catches segments that see each other, positions that do not restart, labels that cross a segment's border."""
@@ -113,23 +113,34 @@ def test_packed_loss_and_gradients_equal_unpacked(attn_implementation, blind):
         for views, questions in ((3, 3), (2, 1))
     ]
     unpacked = [scene | {"questions": [question]} for scene in scenes for question in scene["questions"]]
-    has_backward = attn_implementation != "flex_attention"  # torch has none for flex_attention on a CPU
     results = []
     for batches in ([scenes], [[example] for example in unpacked]):
         model.zero_grad()
-        with torch.set_grad_enabled(has_backward):
-            losses = [model(**collate(examples), num_items_in_batch=torch.tensor(12)).loss for examples in batches]
-        if has_backward:
-            sum(losses).backward()
+        losses = [model(**collate(examples), num_items_in_batch=torch.tensor(12)).loss for examples in batches]
+        sum(losses).backward()
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         results.append((sum(losses).detach(), gradients))
     (packed_loss, packed), (single_loss, single) = results
-    # flex_attention's kernel for CPUs approximates the exponential.
-    tolerance = 1e-6 if has_backward else 1e-3
-    torch.testing.assert_close(packed_loss, single_loss, atol=tolerance, rtol=tolerance)
-    assert packed.keys() == single.keys() and bool(packed) == has_backward
+    torch.testing.assert_close(packed_loss, single_loss, atol=1e-6, rtol=1e-6)
+    assert packed and packed.keys() == single.keys()
     for name, gradient in packed.items():
         assert (gradient - single[name]).abs().max() <= 1e-4 * single[name].abs().max().clamp(min=1e-3), name
+
+
+def test_flex_attention_gets_the_mask_of_sdpa():
+    """
+    Catches a mask that only some attention implementations understand. The mask is compared, not the attention: torch's
+    flex_attention kernel for CPUs has no backward pass, and gives NaN now and then for inputs it gets right otherwise.
+    """
+    model = toy_model()
+    segment_ids = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 3], [0, 0, 1, 1, 1, 1, 4, 4, 4]])
+    masks = {}
+    for implementation in ("sdpa", "flex_attention"):
+        model.set_attn_implementation(implementation)
+        masks[implementation] = model.model.create_packed_mask(torch.zeros(2, 9, 64), None, segment_ids)
+    flex = torch.nn.attention.flex_attention.create_mask(masks["flex_attention"].mask_mod, 2, 1, 9, 9, device="cpu")
+    assert torch.equal(flex, masks["sdpa"])
+    assert flex[0, 0, 4].tolist() == [True, True, True, True, True, False, False, False, False]
 
 
 def test_packing_refuses_windowed_attention():
