@@ -9,6 +9,8 @@ from transformers import (
     AutoProcessor,
 )
 
+from .action_boxes_vggt_qwen3 import ActionBox
+from .actions_vggt_qwen3 import ACTION_SCHEMAS, Action, ActionError, DescribeRoom, ListObjects, PlaceAnchor
 from .configuration_vggt_qwen3 import VggtConfig, VggtQwen3Config
 from .image_processing_vggt_qwen3 import VggtQwen3ImageProcessorPil
 from .modeling_vggt import VggtModel, VggtPreTrainedModel, convert_vggt_state_dict
@@ -34,6 +36,13 @@ VggtQwen3ImageProcessorPil.register_for_auto_class("AutoImageProcessor")
 VggtQwen3Processor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
+    "ACTION_SCHEMAS",
+    "Action",
+    "ActionBox",
+    "ActionError",
+    "DescribeRoom",
+    "ListObjects",
+    "PlaceAnchor",
     "VggtConfig",
     "VggtModel",
     "VggtPreTrainedModel",

@@ -115,6 +115,11 @@ class VggtQwen3Config(PreTrainedConfig):
             own camera head, for every view: cameras given with the views are not read, because metres and the scale
             of a prediction do not mix (see [`~geometry_vggt_qwen3.prediction_to_geometry_inputs`]). `none`: the
             learned null token for every view.
+        anchor_token_id (`int`): The `<|anchor|>` token, where an action's box is predicted (by default the first id
+            that Qwen3's vocabulary leaves free). The language model reads the anchor head's own embedding there.
+        anchor_hidden_size (`int`): Width of the anchor head; 0 for a model without one.
+        anchor_num_hidden_layers, anchor_num_attention_heads (`int`): Its layers and their heads.
+        numbers_from (`"head"` or `"text"`): Whether an action's numbers are the anchor head's or those of the text.
         initializer_range (`float`): Standard deviation of newly initialised linear layers.
     """
 
@@ -138,6 +143,11 @@ class VggtQwen3Config(PreTrainedConfig):
     geometry_hidden_size: int = 512
     geometry_num_depth_bins: int = 16
     geometry_source: Literal["dataset", "predicted", "none"] = "dataset"
+    anchor_token_id: int = 151669
+    anchor_hidden_size: int = 0
+    anchor_num_hidden_layers: int = 2
+    anchor_num_attention_heads: int = 8
+    numbers_from: Literal["head", "text"] = "text"
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
@@ -155,6 +165,7 @@ class VggtQwen3Config(PreTrainedConfig):
                 f"{pairs} alternating pairs (0 to {pairs - 1}, or negative from the end)."
             )
         self.check_geometry_source()
+        self.check_anchor_head()
         if self.projector_hidden_size % self.projector_num_attention_heads:
             raise ValueError(
                 f"projector_hidden_size ({self.projector_hidden_size}) must be a multiple of "
@@ -167,6 +178,16 @@ class VggtQwen3Config(PreTrainedConfig):
             raise ValueError(
                 "geometry_source 'predicted' needs an encoder with a camera head, but its camera_head_num_layers is 0."
             )
+
+    def check_anchor_head(self):
+        """Raises ValueError for sizes that no anchor head can have, and if `numbers_from` asks for one that is not there."""
+        if self.anchor_hidden_size % self.anchor_num_attention_heads:
+            raise ValueError(
+                f"anchor_hidden_size ({self.anchor_hidden_size}) must be a multiple of anchor_num_attention_heads "
+                f"({self.anchor_num_attention_heads})."
+            )
+        if self.numbers_from == "head" and not self.anchor_hidden_size:
+            raise ValueError("numbers_from 'head' needs an anchor head, but anchor_hidden_size is 0.")
 
 
 __all__ = ["VggtConfig", "VggtQwen3Config"]

@@ -112,6 +112,31 @@ def describe_left_out(left_out: dict[str, int]) -> str:
     return f"Left out of VGGT, because nothing here uses them: {heads}." if heads else "No head of VGGT was left out."
 
 
+def whole_licence(parts: list[tuple[str, Licence]]) -> tuple[dict[str, str], str]:
+    """
+    What follows for a whole that is made of named parts: a non-commercial one makes it non-commercial.
+
+    Returns:
+        The card's metadata `license` (with `license_name` and `license_link` if it is "other"), and a sentence.
+    """
+    non_commercial = [(name, licence) for name, licence in parts if licence.non_commercial]
+    identifiers = {licence.identifier for _, licence in parts}
+    identifier = None
+    if non_commercial:
+        identifier = non_commercial[0][1].identifier
+        names = " and ".join(name for name, _ in non_commercial)
+        whole = f"**The whole is for non-commercial use only**, because {names} is."
+    elif len(identifiers) == 1:
+        identifier = identifiers.pop()
+        whole = "This is the licence of the whole."
+    else:
+        whole = "Both licences apply to the whole: each part's conditions must be met."
+    # An identifier the Hub does not know has to be given as a name.
+    if identifier in (None, "unknown", VGGT_1B_COMMERCIAL[0]) or not re.fullmatch(r"[a-z0-9.+-]+", identifier):
+        return {"license": "other", "license_name": "see-licence-section", "license_link": "README.md"}, whole
+    return {"license": identifier}, whole
+
+
 def model_card(
     *,
     title: str,
@@ -140,24 +165,7 @@ def model_card(
     Returns:
         The card's text. A non-commercial part makes the whole non-commercial, in the metadata too.
     """
-    non_commercial = [licence for licence in licences.values() if licence.non_commercial]
-    identifiers = {licence.identifier for licence in licences.values()}
-    if non_commercial:
-        metadata = {"license": non_commercial[0].identifier}
-        names = " and ".join(sources[part].name for part, licence in licences.items() if licence.non_commercial)
-        whole = f"**The whole is for non-commercial use only**, because {names} is."
-    elif len(identifiers) == 1:
-        metadata = {"license": identifiers.pop()}
-        whole = "This is the licence of the whole."
-    else:
-        metadata = {"license": "other", "license_name": "see-licence-section", "license_link": "README.md"}
-        whole = "Both licences apply to the whole: each part's conditions must be met."
-    # An identifier the Hub does not know has to be given as a name.
-    if not re.fullmatch(r"[a-z0-9.+-]+", metadata["license"]) or metadata["license"] in (
-        "unknown",
-        VGGT_1B_COMMERCIAL[0],
-    ):
-        metadata = {"license": "other", "license_name": "see-licence-section", "license_link": "README.md"}
+    metadata, whole = whole_licence([(source.name, licences[part]) for part, source in sources.items()])
     base_models = [source.repo_id for source in sources.values() if source.repo_id]
     return TEMPLATE.format(
         metadata=ModelCardData(
@@ -243,4 +251,4 @@ def write_documents(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-__all__ = ["Licence", "describe_left_out", "find_licence", "model_card", "write_documents"]
+__all__ = ["Licence", "describe_left_out", "find_licence", "model_card", "whole_licence", "write_documents"]

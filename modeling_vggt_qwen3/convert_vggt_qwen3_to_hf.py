@@ -60,8 +60,16 @@ zero one two three four five many no yes a an and am at are behind beside facing
 next of on right see side sit sitting stand standing the there to
 Can Describe How Is What Where Which
 assistant system user
+shelf monitor tv wall walls furniture anchor Anchor Place Put Set Mark Find List Give Tell Show all every box boxes plan layout need
+with place from first picture closest farthest largest smallest tallest lowest longest shortest leftmost rightmost second third
+fourth action label center extent normal place_anchor list_objects describe_room doors windows tv_monitor
 """.split()
-ROOMS_TEXT = [f"{word} {word}?" for word in ROOMS_WORDS] + ["What is on my left, behind me. 1 2 3 4 5\n"]
+ROOMS_TEXT = [f"{word} {word}?" for word in ROOMS_WORDS] + [
+    "What is on my left, behind me. 1 2 3 4 5\n",
+    # The form of an action, whose marks between words are tokens as well.
+    '{"action": "describe_room", "walls": [], "doors": [], "objects": [{"label": "tv_monitor", "center": [-1.20, -0.34, '
+    '5.67], "extent": [8.90, 1.23, 4.56], "normal": [0.00, -0.60, 0.80]}, {"label": "bed", "center": [1.20, 0.34, 5.67]}]}',
+]
 
 
 def create_tiny_tokenizer() -> Qwen2Tokenizer:
@@ -166,13 +174,6 @@ def new_folder(output: Path) -> Iterator[Path]:
         raise
 
 
-def save_checkpoint(model: VggtQwen3ForConditionalGeneration, processor: VggtQwen3Processor, output: Path):
-    """Writes model, processor and remote code to a temporary sibling of `output`, then moves it there."""
-    with new_folder(output) as temporary:
-        model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
-
-
 def convert_tiny(output: Path, image_size: int, projector_type: str, seed: int):
     """Writes the random tiny checkpoint to `output`."""
     set_seed(seed)
@@ -182,7 +183,12 @@ def convert_tiny(output: Path, image_size: int, projector_type: str, seed: int):
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=32
     )
-    save_checkpoint(model, create_processor(config, tokenizer), output)
+    with new_folder(output) as temporary:
+        model.save_pretrained(temporary)
+        create_processor(config, tokenizer).save_pretrained(temporary)
+        # As of a conversion, but of nothing: whoever publishes what becomes of it can tell.
+        manifest = json.dumps({"vggt": None, "text": None, "seed": seed}, indent=2)
+        (temporary / "conversion_manifest.json").write_text(manifest + "\n", encoding="utf-8")
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"Wrote a random model of {num_parameters:,} parameters to {output}.")
 

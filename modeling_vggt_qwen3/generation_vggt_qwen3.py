@@ -6,7 +6,10 @@ import inspect
 from collections.abc import Mapping, Sequence
 
 import torch
-from transformers.generation import GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin, LogitsProcessorList
+
+from .action_grammar_vggt_qwen3 import ActionLogitsProcessor
 
 
 class VggtQwen3GenerationMixin(GenerationMixin):
@@ -36,8 +39,9 @@ class VggtQwen3GenerationMixin(GenerationMixin):
         questions: Sequence[Sequence[Sequence[int]]],
         *,
         batch_size: int = 64,
+        return_anchors: bool = False,
         **generate_kwargs,
-    ) -> list[list[list[int]]]:
+    ) -> list[list[list[int]]] | tuple[list[list[list[int]]], list[list[torch.Tensor | None]]]:
         r"""
         Answers several questions about each of several scenes: with the tokens that `generate` gives for each alone.
 
@@ -52,10 +56,16 @@ class VggtQwen3GenerationMixin(GenerationMixin):
             questions (`Sequence[Sequence[Sequence[int]]]`): Per scene and question, the tokens that follow the prefix.
                 [`VggtQwen3Processor.prepare_questions`] makes both.
             batch_size (`int`): Questions to decode together.
-            generate_kwargs: For [`~transformers.GenerationMixin.generate`], for example `max_new_tokens`, `num_beams`.
+            return_anchors (`bool`): Also return the boxes that the anchor head predicts for the `<|anchor|>` tokens
+                with which questions end.
+            generate_kwargs: For [`~transformers.GenerationMixin.generate`], for example `max_new_tokens`, `num_beams`. Of
+                `logits_processor`, an [`ActionLogitsProcessor`] of one action per row has one per question, in the
+                order of scenes and questions.
 
         Returns:
-            `list[list[list[int]]]`: per scene and question, the answer's tokens up to and including its end.
+            `list[list[list[int]]]`: per scene and question, the answer's tokens up to and including its end. With
+            `return_anchors` also, per scene and question, the box `[9]` (centre, extent, normal in the frame of view 0,
+            metres), None for a question that does not end with `<|anchor|>`.
 
         Raises:
             ValueError: if scenes and lists of questions differ in number, there is no question, a question has no
@@ -70,15 +80,19 @@ class VggtQwen3GenerationMixin(GenerationMixin):
         lengths = [0] * len(questions) if prefix_mask is None else prefix_mask.sum(1).tolist()
         self._check_questions(lengths, questions, config)
 
-        cache = None
+        cache, features = None, None
         if prefix_ids is not None:
             position_ids = (prefix_mask.cumsum(1) - 1).clamp(min=0)
-            cache = self.model(**scene_inputs, position_ids=position_ids, use_cache=True).past_key_values
+            prefix = self.model(**scene_inputs, position_ids=position_ids, use_cache=True)
+            cache, features = prefix.past_key_values, prefix.image_features
 
+        processors = generate_kwargs.pop("logits_processor", None) or []
         # Questions of one length together, so that little is padded.
         order = [(scene, number) for scene, tokens in enumerate(questions) for number in range(len(tokens))]
+        rows = {question: row for row, question in enumerate(order)}
         order.sort(key=lambda item: len(questions[item[0]][item[1]]))
         answers = [[None] * len(tokens) for tokens in questions]
+        anchors = [[None] * len(tokens) for tokens in questions]
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             suffixes = [list(questions[scene][number]) for scene, number in batch]
@@ -89,23 +103,57 @@ class VggtQwen3GenerationMixin(GenerationMixin):
             input_ids, attention_mask = (
                 torch.tensor(rows, device=self.device) for rows in (input_ids, attention_mask)
             )
+            scenes = torch.tensor([scene for scene, _ in batch], device=self.device)
+            if return_anchors:
+                boxes = self._anchors_of_batch(cache, features, prefix_mask, scenes, input_ids, attention_mask)
+                for (scene, number), box in zip(batch, boxes, strict=True):
+                    anchors[scene][number] = box
             shared = {}
             if cache is not None:
-                scenes = torch.tensor([scene for scene, _ in batch], device=self.device)
                 # A question's padding comes after its prefix: the mask hides it, and positions do not count it.
                 input_ids = torch.cat([prefix_ids[scenes], input_ids], dim=1)
                 attention_mask = torch.cat([prefix_mask[scenes], attention_mask], dim=1)
-                expanded = copy.copy(cache)
-                expanded.layers = [copy.copy(layer) for layer in cache.layers]
-                expanded.batch_select_indices(scenes.repeat_interleave(config.num_beams))
-                shared = {"past_key_values": expanded}
+                shared = {"past_key_values": select_rows(cache, scenes.repeat_interleave(config.num_beams))}
+            of_batch = [
+                processor.for_rows([rows[question] for question in batch])
+                if isinstance(processor, ActionLogitsProcessor)
+                else processor
+                for processor in processors
+            ]
             output = self.generate(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=True, **shared, **generate_kwargs
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                use_cache=True,
+                logits_processor=LogitsProcessorList(of_batch),
+                **shared,
+                **generate_kwargs,
             )
             for (scene, number), tokens in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
                 end = next((position + 1 for position, token in enumerate(tokens) if token in ends), len(tokens))
                 answers[scene][number] = tokens[:end]
-        return answers
+        return (answers, anchors) if return_anchors else answers
+
+    def _anchors_of_batch(
+        self, cache, features, prefix_mask, scenes: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> list[torch.Tensor | None]:
+        """The box `[9]` of each row of `input_ids [B, L]` that ends with `<|anchor|>`, about the scenes `[B]`."""
+        ends = (input_ids[:, -1] == self.config.anchor_token_id).nonzero()[:, 0]
+        boxes = [None] * len(input_ids)
+        if self.model.anchor_head is None or not len(ends):
+            return boxes
+        input_ids, attention_mask, scenes = input_ids[ends], attention_mask[ends], scenes[ends]
+        shared = {}
+        if cache is not None:
+            attention_mask = torch.cat([prefix_mask[scenes], attention_mask], dim=1)
+            shared = {"past_key_values": select_rows(cache, scenes)}
+        position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **shared)
+        if features is None:
+            scenes = torch.full_like(scenes, -1)
+        predicted, _ = self.model.anchor_head(outputs.last_hidden_state[:, -1], scenes, features)
+        for row, box in zip(ends.tolist(), predicted, strict=True):
+            boxes[row] = box
+        return boxes
 
     def _check_questions(self, prefix_lengths: list[int], questions: Sequence[Sequence[Sequence[int]]], config):
         """Raises the errors of `answer_questions`."""
@@ -130,6 +178,14 @@ class VggtQwen3GenerationMixin(GenerationMixin):
                         f"Question {number} of scene {scene} does not fit: a prefix of {prefix_length} tokens, "
                         f"{len(ids)} of the question and {room} of the answer exceed the context of {context}."
                     )
+
+
+def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:
+    """A cache of some rows of `cache`, which stays as it is."""
+    selected = copy.copy(cache)
+    selected.layers = [copy.copy(layer) for layer in cache.layers]
+    selected.batch_select_indices(rows)
+    return selected
 
 
 __all__ = ["VggtQwen3GenerationMixin"]

@@ -6,6 +6,8 @@ Intrinsics are `[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]` in pixels of the image th
 row j has the image coordinates (i, j).
 """
 
+from dataclasses import dataclass
+
 import torch
 
 
@@ -31,6 +33,38 @@ def relative_extrinsics(extrinsics: torch.Tensor) -> torch.Tensor:
     rotation = extrinsics[..., :3] @ from_view_0[..., :3]
     translation = extrinsics[..., :3] @ from_view_0[..., 3:] + extrinsics[..., 3:]
     return torch.cat([rotation, translation], dim=-1)
+
+
+@dataclass
+class Cameras:
+    """
+    The cameras of S scenes of up to V views.
+
+    Args:
+        extrinsics (`torch.Tensor` of shape `[S, V, 3, 4]`): World-to-camera, metres.
+        intrinsics (`torch.Tensor` of shape `[S, V, 3, 3]`): Pixels of the encoded picture.
+        depth_histogram (`torch.Tensor` of shape `[S, V, bins]`): As the geometry encoder reads it.
+        mask (`torch.Tensor` of shape `[S, V]`): False where a view has no camera; its matrices are not read.
+        view_mask (`torch.Tensor` of shape `[S, V]`, *optional*): False for padding.
+        image_size (`tuple[int, int]`): Height and width of the encoded pictures.
+    """
+
+    extrinsics: torch.Tensor
+    intrinsics: torch.Tensor
+    depth_histogram: torch.Tensor
+    mask: torch.Tensor
+    view_mask: torch.Tensor | None
+    image_size: tuple[int, int]
+
+    def relative(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Extrinsics `[S, V, 3, 4]` from view 0's frame and intrinsics `[S, V, 3, 3]`, float32. Views without a camera get
+        the identity, with which any computation is finite.
+        """
+        identity = torch.eye(3, 4, device=self.extrinsics.device)
+        has_camera = self.mask[..., None, None]
+        extrinsics = torch.where(has_camera, self.extrinsics.float(), identity)
+        return relative_extrinsics(extrinsics), torch.where(has_camera, self.intrinsics.float(), identity[:, :3])
 
 
 def normalized_intrinsics(intrinsics: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -186,6 +220,7 @@ def prediction_to_geometry_inputs(
 
 
 __all__ = [
+    "Cameras",
     "depth_histograms",
     "invert_extrinsics",
     "normalized_intrinsics",

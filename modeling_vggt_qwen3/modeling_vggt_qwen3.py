@@ -21,8 +21,9 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_vggt_qwen3 import VggtQwen3Config
 from .generation_vggt_qwen3 import VggtQwen3GenerationMixin
-from .geometry_vggt_qwen3 import prediction_to_geometry_inputs
+from .geometry_vggt_qwen3 import Cameras, prediction_to_geometry_inputs
 from .modeling_vggt import VggtModel
+from .modeling_vggt_qwen3_anchor import VggtQwen3AnchorHead, anchor_losses
 from .modeling_vggt_qwen3_projector import PROJECTORS, VggtQwen3GeometryEncoder, VggtQwen3PerceiverProjector
 
 
@@ -35,9 +36,11 @@ class VggtQwen3ImageFeatures(BaseModelOutputWithPooling):
         last_hidden_state (`torch.Tensor` of shape `[S, V, P, 2C * layers]`): The encoder's patch tokens.
         pooler_output (`list[torch.Tensor]`): Per scene, image tokens `[T, hidden_size]` in the language model's space.
         geometry_embeddings (`list[torch.Tensor]`): Per scene, one token per real view, `[V, hidden_size]`.
+        cameras (`Cameras`): Those that the geometry tokens are made of.
     """
 
     geometry_embeddings: list[torch.Tensor] | None = None
+    cameras: Cameras | None = None
 
 
 @dataclass
@@ -53,6 +56,8 @@ class VggtQwen3CausalLMOutputWithPast(ModelOutput):
     hidden_states: tuple[torch.Tensor] | None = None
     attentions: tuple[torch.Tensor] | None = None
     image_features: VggtQwen3ImageFeatures | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    anchors: torch.Tensor | None = None
 
 
 class VggtQwen3PreTrainedModel(PreTrainedModel):
@@ -62,6 +67,7 @@ class VggtQwen3PreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["VggtBlock", "Dinov2WithRegistersLayer", "VggtQwen3PerceiverLayer", "Qwen3DecoderLayer"]
+    _no_split_modules += ["VggtQwen3AnchorLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -75,6 +81,9 @@ class VggtQwen3PreTrainedModel(PreTrainedModel):
             init.normal_(module.latents, std=self.config.initializer_range)
         elif isinstance(module, VggtQwen3GeometryEncoder):
             init.normal_(module.null_embedding, std=self.config.initializer_range)
+        elif isinstance(module, VggtQwen3AnchorHead):
+            for embedding in (module.token_embedding, module.no_camera_embedding):
+                init.normal_(embedding, std=self.config.initializer_range)
 
     def train(self, mode: bool = True):
         """Like `nn.Module.train`, but modules whose parameters are all frozen stay in eval mode."""
@@ -103,6 +112,7 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
                 head.requires_grad_(False)
         self.projector = PROJECTORS[config.projector_type](config)
         self.geometry_encoder = VggtQwen3GeometryEncoder(config)
+        self.anchor_head = VggtQwen3AnchorHead(config) if config.anchor_hidden_size else None
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -111,6 +121,14 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module):
         self.language_model.set_input_embeddings(value)
+
+    def _embed_tokens(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        if self.anchor_head is None:
+            return self.get_input_embeddings()(input_ids)
+        # The anchor's id may lie beyond the table: any other row is looked up in its place.
+        is_anchor = input_ids == self.config.anchor_token_id
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_anchor, 0))
+        return torch.where(is_anchor[..., None], self.anchor_head.token_embedding.to(embeddings.dtype), embeddings)
 
     def encode_views(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None = None) -> torch.Tensor:
         """The patch tokens that the projector reads, `[S, V, P, 2C * layers]`, of `pixel_values [S, V, 3, H, W]`."""
@@ -216,8 +234,12 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             geometry_embeddings = list(geometry)
         else:
             geometry_embeddings = [scene[mask] for scene, mask in zip(geometry, view_mask.bool(), strict=True)]
+        cameras = Cameras(extrinsics, intrinsics, depth_histogram, geometry_mask.bool(), view_mask, (height, width))
         return VggtQwen3ImageFeatures(
-            last_hidden_state=features, pooler_output=image_embeddings, geometry_embeddings=geometry_embeddings
+            last_hidden_state=features,
+            pooler_output=image_embeddings,
+            geometry_embeddings=geometry_embeddings,
+            cameras=cameras,
         )
 
     def get_placeholder_mask(
@@ -283,7 +305,7 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+            inputs_embeds = self._embed_tokens(input_ids)
 
         image_features = (mm_encoder_outputs or {}).get("image")
         given = sum(source is not None for source in (pixel_values, vision_features, image_features))
@@ -320,6 +342,7 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             )
             unused = sum(tokens.sum() for tokens in dummy.pooler_output + dummy.geometry_embeddings)
             inputs_embeds = inputs_embeds + 0.0 * unused.to(inputs_embeds.dtype)
+            image_features = dummy
 
         if segment_ids is not None:
             attention_mask = self.create_packed_mask(inputs_embeds, attention_mask, segment_ids)
@@ -375,6 +398,9 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
         camera_encodings: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, VggtQwen3ImageFeatures] | None = None,
         labels: torch.LongTensor | None = None,
+        anchor_targets: torch.Tensor | None = None,
+        num_anchors_in_batch: torch.Tensor | int | None = None,
+        loss_weights: dict[str, float] | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> VggtQwen3CausalLMOutputWithPast:
@@ -401,10 +427,20 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
                 `pixel_values`.
             labels (`[B, L]`): Targets, -100 where there is none. While training, `logits` are those of the N labelled
                 tokens only, `[N, vocab]`.
+            anchor_targets (`[A, 9]`): The true box of each `<|anchor|>` in `input_ids`, row by row: centre, extent and
+                normal in the frame of view 0, metres. NaN for an anchor without one.
+            num_anchors_in_batch (`int`): Boxes that the anchor losses are averaged over; by default those given.
+            loss_weights (`dict[str, float]`): Weights of `losses` in `loss`; 1 by default.
             logits_to_keep (`int` or `torch.Tensor`): Positions to compute logits for; 0 for all.
 
+        Returns:
+            `VggtQwen3CausalLMOutputWithPast`: beside the usual, of a model with an anchor head `anchors [A, 9]`, the boxes
+            predicted for the `<|anchor|>` tokens of `input_ids`, and with targets `losses`: `language`, `action_json`,
+            `geometry_consistency` and `pointing` (see [`~modeling_vggt_qwen3_anchor.anchor_losses`]), of which `loss` is the weighted
+            sum.
+
         Raises:
-            ValueError: if the numbers of placeholders and of features differ.
+            ValueError: if the numbers of placeholders and of features, or of anchors and targets, differ.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -443,6 +479,12 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
                 shift_labels=shift_labels,
                 **kwargs,
             )
+        anchors, losses = None, None
+        if self.model.anchor_head is not None and input_ids is not None:
+            anchors, losses = self._run_anchor_head(input_ids, outputs, anchor_targets, num_anchors_in_batch)
+            if loss is not None:
+                losses = {"language": loss} | losses
+                loss = sum(losses[name] * (loss_weights or {}).get(name, 1.0) for name in losses)
         return VggtQwen3CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -450,7 +492,50 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_features=outputs.image_features,
+            losses=losses,
+            anchors=anchors,
         )
+
+    def _run_anchor_head(
+        self,
+        input_ids: torch.LongTensor,
+        outputs: VggtQwen3ModelOutputWithPast,
+        targets: torch.Tensor | None,
+        num_anchors: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        cache = outputs.past_key_values
+        if not self.training and cache is not None and cache.get_seq_length() > input_ids.shape[1]:
+            return None, {}  # a step of decoding, or what follows a shared prefix: see `answer_questions`
+        rows, columns = (input_ids == self.config.anchor_token_id).nonzero(as_tuple=True)
+        with_images = (input_ids == self.config.image_token_id).any(dim=1)
+        scenes = torch.where(with_images, with_images.cumsum(0) - 1, -1)[rows]
+        hidden_states = outputs.last_hidden_state[rows, columns]
+        features = outputs.image_features
+        if not self.training:
+            return (self.model.anchor_head(hidden_states, scenes, features)[0] if len(rows) else None), {}
+        # A batch without anchors, or without images, still runs every module (see `VggtQwen3Model.forward`): for one
+        # more anchor in the first scene, or in the dummy one, times zero.
+        first = torch.zeros(1, dtype=scenes.dtype, device=scenes.device)
+        boxes, log_attention = self.model.anchor_head(
+            torch.cat([hidden_states, outputs.last_hidden_state[:1, 0]]), torch.cat([scenes, first]), features
+        )
+        boxes, unused = boxes[:-1], boxes[-1]
+        if targets is None:
+            targets = boxes.new_full(boxes.shape, torch.nan)
+        if len(targets) != len(boxes):
+            raise ValueError(f"Got {len(targets)} anchor_targets for {len(boxes)} <|anchor|> tokens.")
+        given = targets.isfinite().all(dim=-1)
+        losses = anchor_losses(
+            boxes[given],
+            targets[given],
+            scenes[given],
+            log_attention[:-1][given],
+            features.cameras,
+            self.config.vision_config.patch_size,
+            num_anchors,
+        )
+        losses["action_json"] = losses["action_json"] + 0.0 * unused.sum()
+        return boxes, losses
 
 
 __all__ = ["VggtQwen3ForConditionalGeneration", "VggtQwen3Model", "VggtQwen3PreTrainedModel"]

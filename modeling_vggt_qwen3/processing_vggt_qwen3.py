@@ -6,9 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AddedToken
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import get_image_size
 from transformers.processing_utils import ProcessorMixin
+
+from .action_grammar_vggt_qwen3 import ActionLogitsProcessor, grammars_of, maximum_tokens, minimum_tokens
+from .actions_vggt_qwen3 import Action, parse_actions
 
 
 # One vision block per conversation, before the text; the processor expands its placeholder to all views.
@@ -48,6 +52,8 @@ class VggtQwen3Processor(ProcessorMixin):
         projector_type (`"perceiver"` or `"mlp"`): The model's projector: it decides the number of image tokens.
         projector_num_latents (`int`): Image tokens of a scene under `perceiver`.
         num_depth_bins (`int`): Bins of the depth histograms.
+        has_anchor_head (`bool`): Whether the model has an anchor head: prompts that ask for a place then end with
+            `<|anchor|>`.
     """
 
     def __init__(
@@ -58,14 +64,18 @@ class VggtQwen3Processor(ProcessorMixin):
         projector_type: str = "perceiver",
         projector_num_latents: int = 128,
         num_depth_bins: int = 16,
+        has_anchor_head: bool = False,
         **kwargs,
     ):
         self.projector_type = projector_type
         self.projector_num_latents = projector_num_latents
         self.num_depth_bins = num_depth_bins
+        self.has_anchor_head = has_anchor_head
         self.image_token = "<|image_pad|>"
         self.geometry_token = "<|vision_pad|>"
-        for token in (self.image_token, self.geometry_token, "<|vision_start|>", "<|vision_end|>"):
+        self.anchor_token = "<|anchor|>"
+        anchor_tokens = [self.anchor_token] * has_anchor_head
+        for token in (self.image_token, self.geometry_token, "<|vision_start|>", "<|vision_end|>", *anchor_tokens):
             if token not in tokenizer.get_vocab():
                 raise ValueError(f"The tokenizer does not know {token}; VGGT-Qwen3 needs Qwen3's special tokens.")
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
@@ -280,13 +290,21 @@ class VggtQwen3Processor(ProcessorMixin):
             data.update(self._geometry_inputs(list(image_sizes), list(geometry), max(counts)))
         return BatchFeature(data)
 
-    def split_prompt(self, question: str, with_images: bool = True) -> tuple[str, list[int]]:
+    def add_anchor_token(self) -> int:
+        """Makes the processor that of a model with an anchor head. Returns the id of `<|anchor|>`, new or known."""
+        self.tokenizer.add_tokens([AddedToken(self.anchor_token, special=True, normalized=False)])
+        self.has_anchor_head = True
+        return self.tokenizer.convert_tokens_to_ids(self.anchor_token)
+
+    def split_prompt(self, question: str, with_images: bool = True, anchor: bool = False) -> tuple[str, list[int]]:
         """
         The chat-formatted prompt of a question in two parts: the text that all questions of a scene share, up to and
-        including the vision block ("" without images), and the tokens of the rest, up to where the answer begins.
+        including the vision block ("" without images), and the tokens of the rest, up to where the answer begins; with
+        `anchor` that is after `<|anchor|>`, if the model has an anchor head.
         """
         content = [{"type": "image"}] * with_images + [{"type": "text", "text": question}]
         prompt = self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        prompt += self.anchor_token * (anchor and self.has_anchor_head)
         prefix, separator, rest = prompt.partition(VISION_END) if with_images else ("", "", prompt)
         # A special token ends the prefix, so the two parts have the tokens that the whole has.
         return prefix + separator, self.tokenizer(rest, add_special_tokens=False).input_ids
@@ -299,6 +317,7 @@ class VggtQwen3Processor(ProcessorMixin):
         vision_features: Sequence[torch.Tensor] | None = None,
         image_sizes: Sequence[Sequence[tuple[int, int]]] | None = None,
         camera_encodings: Sequence[torch.Tensor] | None = None,
+        anchors: Sequence[Sequence[bool]] | None = None,
     ) -> tuple[BatchFeature, list[list[list[int]]]]:
         r"""
         The inputs of [`VggtQwen3ForConditionalGeneration.answer_questions`], with exactly the tokens that each prompt
@@ -310,6 +329,8 @@ class VggtQwen3Processor(ProcessorMixin):
                 `vision_features`) the questions are asked blind.
             geometry (`Sequence[dict or None]`, *optional*): Per scene, its cameras as in `__call__`.
             vision_features, image_sizes, camera_encodings (*optional*): As in `encode_features`, instead of `images`.
+            anchors (`Sequence[Sequence[bool]]`, *optional*): Per scene and question, whether it asks for a place (see
+                `split_prompt`); by default none does.
 
         Returns:
             `(scene_inputs, question_ids)`: tensors of the scenes, left-padded, and per scene and question the tokens
@@ -321,7 +342,11 @@ class VggtQwen3Processor(ProcessorMixin):
         scenes = images if vision_features is None else vision_features
         if not questions or (scenes is not None and len(scenes) != len(questions)):
             raise ValueError(f"Got {len(questions)} lists of questions for {len(scenes or [])} scenes.")
-        split = [[self.split_prompt(question, scenes is not None) for question in asked] for asked in questions]
+        anchors = anchors or [[False] * len(asked) for asked in questions]
+        split = [
+            [self.split_prompt(text, scenes is not None, anchor) for text, anchor in zip(asked, places, strict=True)]
+            for asked, places in zip(questions, anchors, strict=True)
+        ]
         question_ids = [[ids for _, ids in asked] for asked in split]
         if scenes is None:
             return BatchFeature({}), question_ids
@@ -347,6 +372,60 @@ class VggtQwen3Processor(ProcessorMixin):
             for key, value in encoded.items()
         }
         return BatchFeature(tensors | {key: padded[key] for key in ("input_ids", "attention_mask")}), question_ids
+
+    def action_logits_processor(self, action: str | Sequence[str]) -> ActionLogitsProcessor:
+        """
+        Holds generation to the text of an action: `model.generate(**inputs, logits_processor=[this])`.
+
+        Args:
+            action (`str` or `Sequence[str]`): "place_anchor", "list_objects" or "describe_room", or one of these per
+                prompt. An output needs up to `maximum_action_tokens(action)` new tokens and cannot do with fewer than
+                `minimum_action_tokens(action)`; one that is cut off is no action (see `post_process_actions`).
+
+        Raises:
+            ActionError: if there is no such action.
+            ImportError: if xgrammar is not installed.
+            ValueError: if the tokenizer cannot write an action.
+        """
+        return ActionLogitsProcessor(grammars_of(self.tokenizer), action)
+
+    def minimum_action_tokens(self, action: str) -> int:
+        """Tokens of the shortest such action with its end; see [`minimum_tokens`]."""
+        return minimum_tokens(action, self.tokenizer)
+
+    def maximum_action_tokens(self, action: str) -> int:
+        """Tokens that no such action exceeds; see [`maximum_tokens`]."""
+        return maximum_tokens(action)
+
+    def post_process_actions(
+        self,
+        texts: Sequence[str] | Sequence[Sequence[int]] | torch.Tensor,
+        geometry: Sequence[dict | None] | None = None,
+        anchors: Sequence[Sequence[float] | None] | torch.Tensor | None = None,
+    ) -> list[Action]:
+        """
+        Typed actions from what a model generated; see [`Action`] for their world coordinates, RoomPlan and ARKit.
+
+        Args:
+            texts: The generated texts, or their tokens `[N, L]` without the prompts.
+            geometry (`Sequence[dict or None]`, *optional*): Per text, its scene's cameras as in `__call__`; only `R` and
+                `t` of view 0 are read. An action without has no world coordinates, and its scale is only relative.
+            anchors (`[N, 9]`, *optional*): Centre, extent and normal of the anchor head, where there are any; they take
+                the place of the numbers of place_anchor.
+
+        Raises:
+            ActionError: if a text is cut off, no JSON or not of its schema, naming the text and what is wrong where.
+            ValueError: if the numbers of texts, geometries and anchors differ, or cameras are none.
+        """
+        texts = [
+            text
+            if isinstance(text, str)
+            else self.tokenizer.decode(text, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for text in texts
+        ]
+        if anchors is not None:
+            anchors = [anchor.tolist() if torch.is_tensor(anchor) else anchor for anchor in anchors]
+        return parse_actions(texts, geometry, anchors)
 
     @property
     def model_input_names(self) -> list[str]:

@@ -15,6 +15,7 @@ from modeling_vggt_qwen3.convert_vggt_qwen3_to_hf import create_processor, creat
 
 QUESTIONS = ["What color is the chair?", "Is there a lamp in the room?", "How many chairs are there?", "Where is it?"]
 ANSWERS = ["red", "yes", "two", "next to the bed"]
+INSTRUCTIONS = [f"Place an anchor on the {name}." for name in ("lamp", "bed", "table", "largest chair")]
 
 
 def toy_config(projector_type: str = "mlp", heads: bool = False, **kwargs):
@@ -43,7 +44,10 @@ def toy_model(projector_type: str = "mlp", **kwargs) -> VggtQwen3ForConditionalG
 
 
 def toy_processor(config):
-    return create_processor(config, create_tiny_tokenizer())
+    processor = create_processor(config, create_tiny_tokenizer())
+    if config.anchor_hidden_size:
+        config.anchor_token_id = processor.add_anchor_token()
+    return processor
 
 
 def toy_views(num_views: int, seed: int = 0, side: int = 28) -> list[PILImage.Image]:
@@ -67,10 +71,18 @@ def toy_geometry(num_views: int, seed: int = 0, side: int = 28) -> dict:
     }
 
 
+def toy_action(seed: int) -> str:
+    """A random place_anchor action."""
+    rng = np.random.default_rng(seed)
+    numbers = {"center": rng.normal(size=3) + [0, 0, 2], "extent": rng.uniform(0.2, 1.5, 3), "normal": [0, 0.6, -0.8]}
+    fields = [f'"{key}": [{", ".join(f"{value:.2f}" for value in values)}]' for key, values in numbers.items()]
+    return f'{{"action": "place_anchor", "label": "lamp", {", ".join(fields)}}}'
+
+
 def write_toy_repo(
     root: Path, scenes: dict[str, int], num_views: int = 3, side: int = 28, task: str = "scanqa"
 ) -> Path:
-    """A prepared repository of random views: `scenes` per split, four questions each."""
+    """A prepared repository of random views: `scenes` per split, four questions each; of "arkit_actions" four anchors."""
     floats = Value("float32")
     geometry_features = {"R": List(List(List(floats))), "t": List(List(floats)), "K": List(List(List(floats)))}
     scene_features = Features(
@@ -110,6 +122,10 @@ def write_toy_repo(
                 }
             )
             for index, (question, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True)):
+                action = None
+                if task == "arkit_actions":
+                    question, action = INSTRUCTIONS[index], toy_action(number + index)
+                    answer = action
                 qa_rows.append(
                     {
                         "scene_id": scene_id,
@@ -122,7 +138,7 @@ def write_toy_repo(
                         "object_names": [],
                         "position": None,
                         "rotation": None,
-                        "action": None,
+                        "action": action,
                     }
                 )
             number += 1

@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
-from recipes.training.data import SceneDataset, question_text
+from recipes.training.data import SceneDataset, action_of, anchor_of, question_text
 
 
 def question_batches(
@@ -38,12 +38,14 @@ def prepare_batch(
     processor: VggtQwen3Processor, source: SceneDataset, batch: list[tuple[int, list[int]]], blind: bool
 ) -> tuple[dict[str, torch.Tensor], list[list[list[int]]]]:
     """The inputs of `answer_questions` for a batch of [`question_batches`]."""
-    texts = source.qa.select_columns(["question", "situation"])
-    questions = [[question_text(row) for row in texts.select(rows)] for _, rows in batch]
+    rows = [source.questions(rows) for _, rows in batch]
+    questions = [[question_text(row) for row in asked] for asked in rows]
+    anchors = [[anchor_of(row) is not None for row in asked] for asked in rows]
     if blind:
-        return processor.prepare_questions(questions)
+        return processor.prepare_questions(questions, anchors=anchors)
     scenes = [source.scene_inputs(scene) for scene, _ in batch]
-    return processor.prepare_questions(questions, **{name: [scene[name] for scene in scenes] for name in scenes[0]})
+    columns = {name: [scene[name] for scene in scenes] for name in scenes[0]}
+    return processor.prepare_questions(questions, **columns, anchors=anchors)
 
 
 @torch.no_grad()
@@ -109,4 +111,76 @@ def generate_answers(
             yield from zip([row for _, questions in batch for row in questions], map(str.strip, texts), strict=True)
 
 
-__all__ = ["generate_answers", "prepare_batch", "question_batches"]
+@torch.no_grad()
+def generate_actions(
+    model,
+    processor: VggtQwen3Processor,
+    source: SceneDataset,
+    rows: list[int],
+    *,
+    blind: bool = False,
+    batch_size: int = 64,
+    texts: bool = True,
+    process: tuple[int, int] = (0, 1),
+    synced_gpus: bool = False,
+    progress: bool = True,
+    **generate_kwargs,
+) -> list[tuple[int, str | None, list[float] | None]]:
+    """
+    Actions for rows of `source.qa` that ask for one, decoded under the grammar of the action that each row asks for.
+
+    Args:
+        texts (`bool`): Decode the texts. Without, only the anchor head's boxes are computed.
+        The others as in `generate_answers`.
+
+    Returns:
+        Per row, in order: `(row, text, anchor)`; the anchor head's box (centre, extent, normal, metres, frame of view 0)
+        for a place_anchor of a model with an anchor head, otherwise None; the text None without `texts`.
+
+    Raises:
+        ValueError: if a row asks for no action, or a question does not fit into the model's context.
+    """
+    of_action: dict[str, list[int]] = {}
+    for row, example in zip(rows, source.questions(rows), strict=True):
+        action = action_of(example)
+        if action is None:
+            raise ValueError(f"{source.path}, qa, split {source.split}, row {row} asks for no action.")
+        of_action.setdefault(action["action"], []).append(row)
+    results = []
+    rank, world_size = process
+    # The same order of actions on all processes: under ZeRO-3 they decode together.
+    for action in sorted(of_action):
+        if not texts and action != "place_anchor":
+            continue
+        options = dict(generate_kwargs)
+        if texts:
+            options["logits_processor"] = [processor.action_logits_processor(action)]
+        longest = processor.maximum_action_tokens(action) if texts else 1
+        batches = question_batches(source, of_action[action], batch_size, split_scenes=synced_gpus)
+        own = batches[rank::world_size]
+        passes = -(-len(batches) // world_size) if synced_gpus else len(own)
+        for step in tqdm(range(passes), desc=f"{action}, {source.path}", disable=not progress, leave=False):
+            repeated = step >= len(own)
+            batch = batches[0] if repeated else own[step]
+            scene_inputs, questions = prepare_batch(processor, source, batch, blind)
+            prompt = max(len(ids) for asked in questions for ids in asked)
+            prompt += 0 if blind else scene_inputs["input_ids"].shape[1]
+            room = max(1, model.config.text_config.max_position_embeddings - prompt)
+            answers, anchors = model.answer_questions(
+                {name: tensor.to(model.device) for name, tensor in scene_inputs.items()},
+                questions,
+                batch_size=batch_size,
+                return_anchors=True,
+                synced_gpus=synced_gpus,
+                **{"do_sample": False, "max_new_tokens": min(longest, room)} | options,
+            )
+            if repeated:
+                continue
+            flat = [ids for scene in answers for ids in scene]
+            decoded = processor.tokenizer.batch_decode(flat, skip_special_tokens=True) if texts else [None] * len(flat)
+            boxes = [None if box is None else box.tolist() for scene in anchors for box in scene]
+            results += zip([row for _, asked in batch for row in asked], decoded, boxes, strict=True)
+    return sorted(results)
+
+
+__all__ = ["generate_actions", "generate_answers", "prepare_batch", "question_batches"]

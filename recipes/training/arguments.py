@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+LOSSES = ("language", "action_json", "geometry_consistency", "pointing")
 
 
 @dataclass
@@ -32,6 +33,24 @@ class ModelArguments:
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"],
         metadata={"help": "Linear layers of the language model that get LoRA."},
     )
+    numbers_from: Literal["head", "text"] | None = field(
+        default=None,
+        metadata={
+            "help": "Numbers of actions from the anchor head (a checkpoint without one gets a new one) or from the text; by "
+            "default as the checkpoint has it."
+        },
+    )
+    anchor_hidden_size: int = field(default=512, metadata={"help": "Width of a new anchor head."})
+    loss_heads: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON: weights of the losses language, action_json, geometry_consistency, pointing; by default 1."
+        },
+    )
+
+    def __post_init__(self):
+        if isinstance(self.loss_heads, str):
+            self.loss_heads = json.loads(self.loss_heads)
 
 
 @dataclass
@@ -94,11 +113,19 @@ class SftArguments(TrainingArguments):
         default=None,
         metadata={"help": "Train weight matrices with Muon at this rate: for models that start from random weights."},
     )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Packed sequences that all processes together take per optimizer step. recipes.launch keeps it on any "
+            "number of processes; by default per_device_train_batch_size times gradient_accumulation_steps."
+        },
+    )
     max_new_tokens: int = field(default=32, metadata={"help": "Longest answer generated in an evaluation."})
     resume_from_checkpoint: str | None = field(
         default="auto", metadata={"help": "auto (the last checkpoint in output_dir, if any), none, or a folder."}
     )
-    # These are the mechanism's, not the user's: the collator makes the model's inputs, answers are generated.
+    # These are the mechanism's, not the user's: only a whole model is published, the collator makes the model's inputs, answers are generated.
+    hub_strategy: str = field(default="end", init=False)
     remove_unused_columns: bool = field(default=False, init=False)
     metric_for_best_model: str | None = field(default="eval_exact_match", init=False)
     greater_is_better: bool | None = field(default=True, init=False)
@@ -139,6 +166,24 @@ def yaml_to_argv(path: Path, parser: HfArgumentParser) -> list[str]:
     return argv
 
 
+def make_parser(default_config: Path) -> HfArgumentParser:
+    """The parser of a recipe's command line, `--config` included."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, SftArguments), allow_abbrev=False)
+    parser.add_argument("--config", type=Path, default=default_config, help="YAML file; other arguments override it.")
+    return parser
+
+
+def with_yaml(argv: list[str], parser: HfArgumentParser) -> list[str]:
+    """The keys of the YAML file that `argv` names (or the parser's default), then `argv`. Raises as `yaml_to_argv`."""
+    config = parser.get_default("config")
+    for position, argument in enumerate(argv):
+        if argument == "--config" and position + 1 < len(argv):
+            config = Path(argv[position + 1])
+        elif argument.startswith("--config="):
+            config = Path(argument.removeprefix("--config="))
+    return yaml_to_argv(config, parser) + argv
+
+
 def parse_arguments(
     default_config: Path, argv: list[str] | None = None
 ) -> tuple[ModelArguments, DataArguments, SftArguments]:
@@ -147,20 +192,13 @@ def parse_arguments(
     one line that names the file or the argument.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser((ModelArguments, DataArguments, SftArguments), allow_abbrev=False)
-    parser.add_argument("--config", type=Path, default=default_config, help="YAML file; other arguments override it.")
-    config = parser.get_default("config")
-    for position, argument in enumerate(argv):
-        if argument == "--config" and position + 1 < len(argv):
-            config = Path(argv[position + 1])
-        elif argument.startswith("--config="):
-            config = Path(argument.removeprefix("--config="))
+    parser = make_parser(default_config)
     try:
-        from_file = yaml_to_argv(config, parser)
         model_arguments, data_arguments, training_arguments, rest = parser.parse_args_into_dataclasses(
-            from_file + argv, look_for_args_file=False
+            with_yaml(argv, parser), look_for_args_file=False
         )
         check_data_arguments(data_arguments)
+        check_loss_heads(model_arguments)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     return model_arguments, data_arguments, training_arguments
@@ -185,4 +223,27 @@ def check_data_arguments(arguments: DataArguments):
             raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
-__all__ = ["CONFIGS", "DataArguments", "ModelArguments", "SftArguments", "parse_arguments"]
+def check_loss_heads(arguments: ModelArguments):
+    """Raises ValueError for weights of losses that there are not, or that leave the anchor head untrained."""
+    weights = arguments.loss_heads or {}
+    if not isinstance(weights, dict) or set(weights) - set(LOSSES):
+        raise ValueError(f"loss_heads must map some of {', '.join(LOSSES)} to weights, got {arguments.loss_heads!r}.")
+    if any(not isinstance(weight, (int, float)) or weight < 0 for weight in weights.values()):
+        raise ValueError(f"loss_heads must not be negative: {weights}.")
+    if arguments.numbers_from == "head" and not any(weights.get(name, 1) for name in LOSSES[1:]):
+        raise ValueError("numbers_from: head needs a loss_heads weight of action_json or geometry_consistency.")
+    if not any(weights.get(name, 1) for name in LOSSES):
+        raise ValueError("loss_heads are all zero: nothing would train.")
+
+
+__all__ = [
+    "CONFIGS",
+    "DataArguments",
+    "ModelArguments",
+    "SftArguments",
+    "check_data_arguments",
+    "check_loss_heads",
+    "make_parser",
+    "parse_arguments",
+    "with_yaml",
+]

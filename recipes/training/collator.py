@@ -22,7 +22,8 @@ class PackCollator:
 
     A row is a scene's prefix (up to and including the vision block; empty without images), then its segments, each
     the rest of the prompt, the answer and the end-of-turn token. Segments see the prefix and themselves
-    (`segment_ids`), and their positions start right after the prefix. Only answers and their end are labels.
+    (`segment_ids`), and their positions start right after the prefix. Only answers and their end are labels. With an
+    anchor head, prompts that ask for a place end with `<|anchor|>`; their boxes are `anchor_targets`.
 
     Args:
         processor (`VggtQwen3Processor`): Makes pixels, placeholders and tokens.
@@ -35,9 +36,11 @@ class PackCollator:
         self.context = context
         self.tokenize_segment = lru_cache(maxsize=65536)(self._tokenize_segment)
 
-    def _tokenize_segment(self, question: str, answer: str, with_images: bool) -> tuple[list[int], list[int]]:
+    def _tokenize_segment(
+        self, question: str, answer: str, with_images: bool, anchor: bool
+    ) -> tuple[list[int], list[int]]:
         """The tokens of the prompt after the prefix, and those of the answer with its end."""
-        _, prompt_ids = self.processor.split_prompt(question, with_images)
+        _, prompt_ids = self.processor.split_prompt(question, with_images, anchor)
         tokenizer = self.processor.tokenizer
         return prompt_ids, tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
 
@@ -50,7 +53,7 @@ class PackCollator:
                 continue
             example = source.qa[row]
             for answer in example["answers"]:
-                prompt_ids, answer_ids = self._tokenize_segment(question_text(example), answer, True)
+                prompt_ids, answer_ids = self._tokenize_segment(question_text(example), answer, True, True)
                 if len(prompt_ids) + len(answer_ids) > self.context:
                     raise ValueError(
                         f"{source.path}, qa, split {source.split}, row {row} (question {example['question_id']}): a "
@@ -62,9 +65,13 @@ class PackCollator:
         stored = "vision_features" in examples[0]
         with_images = [stored or bool(example["images"]) for example in examples]
         prefixes = [self.processor.split_prompt("", images)[0] for images in with_images]
+        anchors = [example.get("anchors") or [None] * len(example["questions"]) for example in examples]
         segments = [
-            [self.tokenize_segment(question, answer, images) for question, answer in example["questions"]]
-            for example, images in zip(examples, with_images, strict=True)
+            [
+                self.tokenize_segment(question, answer, images, anchor is not None)
+                for (question, answer), anchor in zip(example["questions"], boxes, strict=True)
+            ]
+            for example, images, boxes in zip(examples, with_images, anchors, strict=True)
         ]
         batch = {}
         prefix_ids = [[] for _ in examples]
@@ -106,6 +113,9 @@ class PackCollator:
         }
         for key, value in padding.items():
             batch[key] = torch.tensor([row[key] + [value] * (length - len(row[key])) for row in rows])
+        targets = [box for boxes in anchors for box in boxes if box is not None]
+        if targets and self.processor.has_anchor_head:
+            batch["anchor_targets"] = torch.tensor(targets)
         return batch
 
     @staticmethod

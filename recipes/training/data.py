@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepared repositories as packed training examples: one scene's views and several of its questions."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -161,9 +162,23 @@ def question_text(row: dict) -> str:
     return f"{row['situation']} {row['question']}" if row["situation"] else row["question"]
 
 
+def action_of(row: dict) -> dict | None:
+    """The action that a row of `qa` asks for, as `data_scripts.builders.arkit_actions` describes it; None if it asks for none."""
+    return json.loads(row["action"]) if row["action"] else None
+
+
+def anchor_of(row: dict) -> list[float] | None:
+    """Centre, extent and normal (9 numbers, metres, frame of view 0) of the anchor that a row asks to place, or None."""
+    action = action_of(row)
+    if action is None or action["action"] != "place_anchor":
+        return None
+    return [*action["center"], *action["extent"], *action["normal"]]
+
+
 class PackDataset(torch.utils.data.Dataset):
     """
-    Training examples, indexed by [`Pack`]: `images`, `geometry`, and a list of (question, answer) texts.
+    Training examples, indexed by [`Pack`]: `images`, `geometry`, a list of (question, answer) texts, and the list
+    `anchors` of their boxes (see [`anchor_of`]).
 
     Args:
         sources (`list[SceneDataset]`): The datasets to mix.
@@ -216,12 +231,13 @@ class PackDataset(torch.utils.data.Dataset):
     def __getitem__(self, pack: Pack) -> dict:
         source = self.sources[pack.dataset]
         rng = np.random.default_rng(pack.seed)
-        questions = []
+        questions, anchors = [], []
         for row in source.questions(pack.questions):
+            anchors.append(anchor_of(row))
             # Every reference is as good: which one is learned is drawn anew in every epoch.
             questions.append((question_text(row), row["answers"][rng.integers(len(row["answers"]))]))
         if self.blind:
-            return {"images": [], "geometry": None, "questions": questions}
+            return {"images": [], "geometry": None, "questions": questions, "anchors": anchors}
         if source.store is not None and self.view_dropout and not self.drop_tokens:
             subsets = source.store.find_subsets(source.stored[pack.scene], self.view_dropout)
             inputs = source.scene_inputs(pack.scene, subsets[rng.integers(len(subsets))])
@@ -231,7 +247,7 @@ class PackDataset(torch.utils.data.Dataset):
                 num_views = source.num_views_of(pack.scene)
                 keep = [view for view in range(num_views) if view == 0 or rng.random() >= self.view_dropout]
             inputs = source.scene_inputs(pack.scene, keep=keep)
-        return inputs | {"questions": questions}
+        return inputs | {"questions": questions, "anchors": anchors}
 
 
 class PackSampler(torch.utils.data.Sampler[Pack]):
@@ -311,4 +327,13 @@ def check_disjoint(train: SceneDataset, other: SceneDataset):
         )
 
 
-__all__ = ["Pack", "PackDataset", "PackSampler", "SceneDataset", "check_disjoint", "question_text"]
+__all__ = [
+    "Pack",
+    "PackDataset",
+    "PackSampler",
+    "SceneDataset",
+    "action_of",
+    "anchor_of",
+    "check_disjoint",
+    "question_text",
+]

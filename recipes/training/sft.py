@@ -12,15 +12,21 @@ import transformers
 from peft import PeftModel
 from transformers import set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
-from transformers.trainer_utils import get_last_checkpoint
 
+from data_scripts.hub import UploadError
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Processor
+from recipes.publishing.licences import LicenceConflictError
 
-from .arguments import parse_arguments
+from .arguments import ModelArguments, parse_arguments
+from .checkpoints import CheckpointError, agree, checkpoint_to_resume
 from .collator import PackCollator
 from .data import PackDataset, SceneDataset, check_disjoint
+from .preemption import Preempted, Preemption, exit_preempted, train_or_exit
+from .record import finish_record, start_record
+from .run_config import check_output_dir, check_same_batch, resolved_config, write_run_config
 from .store import FeatureStore, store_key
 from .trainer import VggtQwen3Trainer, freeze_and_adapt
+from .zero import check_deepspeed_config
 
 
 logger = logging.getLogger(__name__)
@@ -33,14 +39,39 @@ def main(default_config: Path):
     ################
     # Parsed before any model is made: under ZeRO-3 its parameters are partitioned as they are created.
     model_arguments, data_arguments, training_arguments = parse_arguments(default_config)
+    preemption = Preemption()
+    preemption.install()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     transformers.logging.set_verbosity_warning()
     set_seed(training_arguments.seed)
     try:
+        checkpoint = agree(training_arguments, start_run, model_arguments, data_arguments, training_arguments)
         trainer = make_trainer(model_arguments, data_arguments, training_arguments)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-    run(trainer, model_arguments)
+    except Preempted as preempted:
+        exit_preempted(preempted, training_arguments.output_dir)
+    try:
+        run(trainer, model_arguments, preemption, checkpoint)
+    except CheckpointError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+
+def start_run(model_arguments, data_arguments, training_arguments) -> str | None:
+    """
+    Takes the output directory for a run of these settings, and returns the checkpoint to resume from, if any.
+
+    Raises:
+        ValueError: if the directory is another run's, no checkpoint in it is whole, or DeepSpeed's settings contradict.
+    """
+    check_deepspeed_config(training_arguments)
+    config = resolved_config(model_arguments, data_arguments, training_arguments)
+    check_output_dir(training_arguments.output_dir, config)
+    checkpoint = checkpoint_to_resume(training_arguments)
+    if checkpoint is not None:
+        check_same_batch(checkpoint, config)  # where the folder is not that of this run
+    write_run_config(training_arguments.output_dir, config)
+    return checkpoint
 
 
 def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwen3Trainer:
@@ -83,7 +114,7 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
     ################
     # Model
     ################
-    model = load_model(path, model_arguments.attn_implementation, data_arguments.geometry_source)
+    model = load_for_training(path, processor, model_arguments, data_arguments.geometry_source)
     model = freeze_and_adapt(model, model_arguments)
     collator = PackCollator(processor, model.config.text_config.max_position_embeddings)
     for source in train_sources:
@@ -93,6 +124,7 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
 
     return VggtQwen3Trainer(
         model=model,
+        loss_weights=model_arguments.loss_heads,
         args=training_arguments,
         train_dataset=train_dataset,
         data_collator=collator,
@@ -102,15 +134,13 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
     )
 
 
-def run(trainer: VggtQwen3Trainer, model_arguments):
-    """Trains, and leaves in `output_dir` the best checkpoint as a model that `from_pretrained` loads (LoRA merged)."""
+def run(trainer: VggtQwen3Trainer, model_arguments, preemption: Preemption, checkpoint: str | None):
+    """Trains from `checkpoint` on, and leaves in `output_dir` the best checkpoint as a model that `from_pretrained` loads (LoRA merged)."""
     ################
     # Training
     ################
-    resume = trainer.args.resume_from_checkpoint
-    if resume == "auto":
-        resume = get_last_checkpoint(trainer.args.output_dir) if Path(trainer.args.output_dir).is_dir() else None
-    result = trainer.train(resume_from_checkpoint=None if resume == "none" else resume)
+    record = start_record(trainer, model_arguments)
+    result = train_or_exit(trainer, preemption, checkpoint)
     trainer.log_metrics("train", result.metrics)
     trainer.save_state()
 
@@ -118,8 +148,16 @@ def run(trainer: VggtQwen3Trainer, model_arguments):
     # Saving
     ################
     save(trainer, model_arguments)
+    finish_record(record, result.metrics)
     # Last, so that whoever finds this file finds a whole model.
     trainer.save_metrics("train", result.metrics)
+    if trainer.args.push_to_hub:
+        try:
+            url = trainer.push_to_hub()
+        except (UploadError, LicenceConflictError) as error:
+            sys.exit(f"{Path(sys.argv[0]).name}: the model is whole in {trainer.args.output_dir}. {error}")
+        if url:
+            print(f"published: {url}")
 
 
 def set_preprocessing(processor: VggtQwen3Processor, image_size: int | None, image_mode: str | None):
@@ -136,11 +174,38 @@ def open_store(path: str, checkpoint: str, processor: VggtQwen3Processor) -> Fea
     return FeatureStore(path, store_key(checkpoint, config, processor.image_processor))
 
 
+def load_for_training(
+    path: str, processor: VggtQwen3Processor, arguments: ModelArguments, geometry_source: str | None
+) -> VggtQwen3ForConditionalGeneration:
+    """
+    Loads the checkpoint to start from. With `numbers_from: head` one without an anchor head gets a new, random one, and
+    `processor` the token `<|anchor|>`. Raises ValueError as [`load_model`].
+    """
+    config = VggtQwen3Config.from_pretrained(path)
+    new_head = arguments.numbers_from == "head" and not config.anchor_hidden_size
+    if new_head:
+        config.anchor_hidden_size = arguments.anchor_hidden_size
+        config.anchor_token_id = processor.add_anchor_token()
+        logger.info("%s has no anchor head: a new one of width %s trains", path, config.anchor_hidden_size)
+    if arguments.numbers_from is not None:
+        config.numbers_from = arguments.numbers_from
+    config.check_anchor_head()
+    return load_model(path, arguments.attn_implementation, geometry_source, config, new_head)
+
+
 def load_model(
-    path: str, attn_implementation: str, geometry_source: str | None = None
+    path: str,
+    attn_implementation: str,
+    geometry_source: str | None = None,
+    config: VggtQwen3Config | None = None,
+    new_anchor_head: bool = False,
 ) -> VggtQwen3ForConditionalGeneration:
     """
     Loads a checkpoint, whole; with `geometry_source` in place of the one that it was saved with.
+
+    Args:
+        config (`VggtQwen3Config`, *optional*): Instead of the checkpoint's own.
+        new_anchor_head (`bool`): The checkpoint has no anchor head, and `config` has one: it is initialised at random.
 
     Raises:
         ValueError: if keys are missing, unexpected or of the wrong shape: nothing is filled in silently; or if the
@@ -148,11 +213,16 @@ def load_model(
     """
     model, info = VggtQwen3ForConditionalGeneration.from_pretrained(
         path,
+        config=config,
         attn_implementation=attn_implementation,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # not ignored: reported below, by name
     )
     problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if new_anchor_head:
+        problems["missing_keys"] = [
+            key for key in problems["missing_keys"] if not key.startswith("model.anchor_head.")
+        ]
     if any(problems.values()):
         details = "; ".join(f"{kind}: {', '.join(keys[:5])} ({len(keys)})" for kind, keys in problems.items() if keys)
         raise ValueError(f"The checkpoint {path} does not fit its own config. {details}")
@@ -168,18 +238,20 @@ def save(trainer: VggtQwen3Trainer, model_arguments):
     # Training switches the cache off; generation wants it.
     trainer.model.config.use_cache = True
     if not isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel):
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)  # published when all is there, by `run`
     else:
         adapter_dir = output_dir / "adapter"
-        trainer.save_model(str(adapter_dir))
+        trainer.save_model(str(adapter_dir), _internal_call=True)
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
             # Merged from the files: under ZeRO-3 no process holds the whole model.
             if is_deepspeed_zero3_enabled():
                 unset_hf_deepspeed_config()
-            base = load_model(
+            # A new anchor head's own weights are those of the adapter.
+            base = load_for_training(
                 model_arguments.model_name_or_path,
-                model_arguments.attn_implementation,
+                trainer.processing_class,
+                model_arguments,
                 trainer.model.config.geometry_source,
             )
             merged = PeftModel.from_pretrained(base, adapter_dir).merge_and_unload()

@@ -1,31 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trainer of VGGT-Qwen3: parameter groups per module, packed sampling, evaluation by generated answers."""
 
+import json
+import math
 import random
 import re
 import time
+from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
+from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import speed_metrics
 
+from data_scripts.hub import check_repo, upload
 from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
-from recipes.evaluation.generation import generate_answers
+from recipes.evaluation.generation import generate_actions, generate_answers
+from recipes.evaluation.report import write_atomically
 from recipes.metrics.three_d_qa.protocols import exact_match
+from recipes.publishing.checkpoint import checkpoint_files
+from recipes.publishing.upload import make_unevaluated_card
 
 from .arguments import DataArguments, ModelArguments
-from .data import PackSampler, SceneDataset
+from .checkpoints import ResumableTrainer
+from .data import PackSampler, SceneDataset, anchor_of
+from .monitoring import Throughput
 from .muon import MuonAdamW
+from .record import RECORD
+
+
+NEAR = 0.5  # metres between the centres of an anchor that counts as right in an evaluation while training
 
 
 def freeze_and_adapt(model: VggtQwen3ForConditionalGeneration, arguments: ModelArguments):
     """
     Applies `freeze_vision`, `freeze_text`, `freeze_text_layers` and the `lora_*` settings.
 
-    Projector and geometry encoder always train. With LoRA the language model's own weights stay as they are, and
+    Projector, geometry encoder and anchor head always train. With LoRA the language model's own weights stay as they are, and
     what trains beside it is saved whole with the adapter (`modules_to_save`).
 
     Returns:
@@ -56,7 +69,9 @@ def freeze_and_adapt(model: VggtQwen3ForConditionalGeneration, arguments: ModelA
             rf"model\.language_model\.layers\.({'|'.join(map(str, adapted))})\..*"
             rf"({'|'.join(map(re.escape, arguments.lora_target_modules))})"
         ),
-        modules_to_save=["projector", "geometry_encoder"] + ["vision_model"] * (not arguments.freeze_vision),
+        modules_to_save=["projector", "geometry_encoder"]
+        + ["anchor_head"] * (model.model.anchor_head is not None)
+        + ["vision_model"] * (not arguments.freeze_vision),
         task_type="CAUSAL_LM",
     )
     # ZeRO-3 keeps all that trains in one buffer, of one dtype; otherwise adapters are better kept in float32.
@@ -69,30 +84,50 @@ def freeze_and_adapt(model: VggtQwen3ForConditionalGeneration, arguments: ModelA
     return adapted_model
 
 
-class VggtQwen3Trainer(Trainer):
+def is_action_source(source: SceneDataset) -> bool:
+    """Whether a dataset asks for actions rather than answers."""
+    return source.qa[0]["action"] is not None
+
+
+class VggtQwen3Trainer(ResumableTrainer):
     """
-    [`~transformers.Trainer`] with a learning rate per module, [`PackSampler`]'s order, and exact match of generated
-    answers (`eval_exact_match`) as the measure of a checkpoint.
+    [`ResumableTrainer`] with a learning rate per module, [`PackSampler`]'s order, and exact match of generated
+    answers (`eval_exact_match`) as the measure of a checkpoint. An anchor counts as exact within `NEAR` of the true one.
 
     Args:
         data_arguments (`DataArguments`): Mixing weights, blindness, number of evaluation questions.
         eval_sources (`list[SceneDataset]`): What evaluations answer.
+        loss_weights (`dict[str, float]`, *optional*): Weights of a model's `losses`, each of which is logged apart.
     """
 
-    def __init__(self, *args, data_arguments: DataArguments, eval_sources: list[SceneDataset], **kwargs):
+    def __init__(
+        self,
+        *args,
+        data_arguments: DataArguments,
+        eval_sources: list[SceneDataset],
+        loss_weights: dict[str, float] | None = None,
+        **kwargs,
+    ):
         self.data_arguments = data_arguments
         self.eval_sources = eval_sources
+        self.loss_weights = loss_weights
+        self.loss_sums: dict[str, torch.Tensor] = {}
+        self.first_summed_step = 0
+        self.num_anchors_in_batch = None
         # Only its presence counts: Trainer refuses eval_strategy without one, `evaluate` reads eval_sources.
         super().__init__(*args, eval_dataset=eval_sources, **kwargs)
+        self.throughput = Throughput(self.data_collator.processor.tokenizer.pad_token_id)
+        self.add_callback(self.throughput)
 
     def _get_train_sampler(self, train_dataset=None) -> PackSampler:
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        batch_size = self.args.train_batch_size * self.args.world_size
+        # What one optimizer step takes: the order is the same however many processes and accumulated batches share it.
+        batch_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return PackSampler(self.train_dataset, self.data_arguments.dataset_weights, seed, batch_size)
 
     def learning_rate_of(self, name: str) -> float:
         """The peak learning rate of the parameter `name`."""
-        if ".projector." in name or ".geometry_encoder." in name:
+        if any(f".{module}." in name for module in ("projector", "geometry_encoder", "anchor_head")):
             rate = self.args.projector_learning_rate
         elif ".vision_model." in name:
             rate = self.args.vision_learning_rate
@@ -131,6 +166,39 @@ class VggtQwen3Trainer(Trainer):
             self.optimizer = MuonAdamW(muon_groups, groups, **optimizer_kwargs)
         return self.optimizer
 
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.throughput.count(batches)
+        # Anchor losses are averaged as Trainer averages the tokens': over accumulated batches and all processes.
+        if self.model.config.anchor_hidden_size:
+            count = sum(len(batch["anchor_targets"]) for batch in batches if "anchor_targets" in batch)
+            count = torch.tensor([count], device=device)
+            self.num_anchors_in_batch = self.accelerator.gather(count).sum()
+        return batches, num_items
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        if self.num_anchors_in_batch is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = inputs | {"num_anchors_in_batch": self.num_anchors_in_batch, "loss_weights": self.loss_weights}
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if not self.loss_sums:
+            self.first_summed_step = self.state.global_step
+        for name, value in outputs.losses.items():
+            self.loss_sums[name] = self.loss_sums.get(name, 0) + value.detach()
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        if self.loss_sums and "loss" in logs:
+            # Each is this process's part of a mean over all of them.
+            steps = max(1, self.state.global_step - self.first_summed_step)
+            names = list(self.loss_sums)
+            sums = self.accelerator.reduce(torch.stack([self.loss_sums[name] for name in names]), "sum")
+            logs |= {f"loss_{name}": value / steps for name, value in zip(names, sums.tolist(), strict=True)}
+            self.loss_sums = {}
+        if "loss" in logs:
+            logs |= self.throughput.measure(self.accelerator)
+        super().log(logs, start_time)
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Answers the evaluation questions and returns `{prefix}_exact_match`, overall and per dataset."""
         start = time.time()
@@ -145,19 +213,19 @@ class VggtQwen3Trainer(Trainer):
                 rows = sorted(
                     random.Random(self.args.seed).sample(rows, min(len(rows), self.data_arguments.eval_questions))
                 )
+            options = {
+                "blind": self.data_arguments.blind,
+                "batch_size": self.args.per_device_eval_batch_size,
+                "process": (self.args.process_index, self.args.world_size),
+                "synced_gpus": is_deepspeed_zero3_enabled(),
+                "progress": self.is_world_process_zero() and not self.args.disable_tqdm,
+            }
+            arguments = (model, self.processing_class, source, rows)
             with self.compute_loss_context_manager():
-                answers = generate_answers(
-                    model,
-                    self.processing_class,
-                    source,
-                    rows,
-                    blind=self.data_arguments.blind,
-                    batch_size=self.args.per_device_eval_batch_size,
-                    max_new_tokens=self.args.max_new_tokens,
-                    process=(self.args.process_index, self.args.world_size),
-                    synced_gpus=is_deepspeed_zero3_enabled(),
-                    progress=self.is_world_process_zero() and not self.args.disable_tqdm,
-                )
+                if is_action_source(source):
+                    correct += [(number, near) for near in self._near_anchors(arguments, options)]
+                    continue
+                answers = generate_answers(*arguments, max_new_tokens=self.args.max_new_tokens, **options)
                 correct += [(number, exact_match(answer, source.qa[row]["answers"])) for row, answer in answers]
         model.train(was_training)
         correct = gather_object(correct)
@@ -169,6 +237,47 @@ class VggtQwen3Trainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _near_anchors(self, arguments: tuple, options: dict) -> list[bool]:
+        """Whether each anchor's predicted centre is within `NEAR` of the true one."""
+        model, processor, source, rows = arguments
+        targets = {row: anchor_of(example) for row, example in zip(rows, source.questions(rows), strict=True)}
+        rows = [row for row in rows if targets[row] is not None]
+        from_head = self.model.config.numbers_from == "head"
+        near = []
+        for row, text, anchor in generate_actions(model, processor, source, rows, texts=not from_head, **options):
+            center = anchor[:3] if from_head else json.loads(text)["center"]
+            near.append(math.dist(center, targets[row][:3]) <= NEAR)
+        return near
+
+    def create_model_card(self, *args, **kwargs):
+        """Writes the card that `push_to_hub.py` would write to `output_dir`, as far as it can be known without an evaluation."""
+        if self.is_world_process_zero():
+            output_dir = Path(self.args.output_dir)
+            title = self.hub_model_id or output_dir.absolute().name
+            write_atomically(output_dir / "README.md", make_unevaluated_card(output_dir, title))
+
+    def push_to_hub(self, commit_message: str = "End of training", **kwargs) -> str | None:
+        """
+        Publishes what is in `output_dir` with its card, without a tag: `push_to_hub.py` validates and tags.
+
+        Returns:
+            The repo's address; None on other processes than the first.
+
+        Raises:
+            UploadError: if it cannot be uploaded.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card()
+        output_dir = Path(self.args.output_dir)
+        files = checkpoint_files(output_dir) | {"README.md": output_dir / "README.md"}
+        api = HfApi(token=self.args.hub_token, library_name="vggt-qwen3")
+        options = {"private": bool(self.args.hub_private_repo), "tag": None}
+        remote = check_repo(api, self.hub_model_id, "model", files, marker=RECORD, **options)
+        return upload(api, self.hub_model_id, "model", files, remote, message=commit_message, **options)[0]
 
 
 __all__ = ["VggtQwen3Trainer", "freeze_and_adapt"]

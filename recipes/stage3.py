@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 3: actions in a room (ARKitScenes, RoomPlan) as structured JSON, with an anchor head for the numbers.
+
+accelerate launch recipes/stage3.py [--config FILE.yaml] [--any_key value ...]
+"""
+
+from recipes.training.arguments import CONFIGS
+from recipes.training.sft import main
+
+
+if __name__ == "__main__":
+    main(CONFIGS / "stage3_arkit.yaml")

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that are whole or not there: saved under another name, listed in a manifest, checked before use."""
+
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import safe_globals as random_state_globals
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from .preemption import ignore_in_workers
+from .run_config import RUN_CONFIG
+from .zero import known_classes, load_zero_checkpoint
+
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+# Not checkpoint-*, so that nobody takes it for one; a leading underscore is not uploaded to the Hub.
+SAVING = "_saving"
+# torch.save files that resuming never reads.
+NEVER_LOADED = ("training_args.bin",)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or is not whole."""
+
+
+################
+# Reading
+################
+
+
+def check_checkpoint(folder: Path):
+    """
+    Checks that every file of a checkpoint is there, of the size it was written with, and of a format that can be read.
+
+    Raises:
+        CheckpointError: naming the folder, the file and what is wrong with it.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        sizes = dict(manifest["files"])
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is not a whole checkpoint: no {MANIFEST}, which is written last") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} is not a whole checkpoint: {MANIFEST}: {error}") from None
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder} is not a whole checkpoint: {name} is missing")
+        if path.stat().st_size != size:
+            raise CheckpointError(
+                f"{folder} is not a whole checkpoint: {name} has {path.stat().st_size} bytes, written were {size}"
+            )
+        try:
+            check_format(path)
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{folder} is not a whole checkpoint: {name}: {error}") from None
+
+
+def check_format(path: Path):
+    """Raises if the header of a safetensors, JSON or torch file does not fit it, or if it would run code when loaded."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt"):
+            return
+    if path.suffix == ".json":
+        json.loads(path.read_text(encoding="utf-8"))
+    if path.suffix in (".pt", ".pth", ".bin") and path.name not in NEVER_LOADED:
+        known = known_classes() if path.name.endswith("_optim_states.pt") else []
+        with random_state_globals(), torch.serialization.safe_globals(known):
+            if unknown := torch.serialization.get_unsafe_globals_in_checkpoint(path):
+                raise ValueError(f"holds objects that a checkpoint does not: {', '.join(sorted(unknown))}")
+
+
+def checkpoints_of(output_dir: Path) -> list[Path]:
+    """The folders `checkpoint-N` in `output_dir`, whole or not, latest first."""
+    found = {}
+    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)) and folder.is_dir():
+            found[int(match.group(1))] = folder
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+def last_whole_checkpoint(output_dir: Path) -> Path | None:
+    """
+    The latest checkpoint in `output_dir` that passes [`check_checkpoint`]; a warning names each that does not.
+
+    Raises:
+        CheckpointError: if there are checkpoints and none is whole.
+    """
+    folders = checkpoints_of(output_dir)
+    for folder in folders:
+        try:
+            check_checkpoint(folder)
+        except CheckpointError as error:
+            logger.warning("%s. Going back to the one before.", error)
+        else:
+            return folder
+    if folders:
+        raise CheckpointError(
+            f"None of the {len(folders)} checkpoints in {output_dir} is whole. Remove them to start again."
+        )
+    return None
+
+
+def checkpoint_to_resume(arguments) -> str | None:
+    """
+    What `resume_from_checkpoint` means: "auto" the last whole checkpoint of the output folder, "none", or a folder.
+
+    Raises:
+        CheckpointError: if there is none to resume from, or it needs another engine than the one that runs.
+    """
+    choice = arguments.resume_from_checkpoint
+    if choice in (None, "none"):
+        return None
+    if choice == "auto":
+        folder = last_whole_checkpoint(arguments.output_dir)
+    else:
+        folder = Path(choice)
+        check_checkpoint(folder)
+    if folder is None:
+        return None
+    of_deepspeed, with_deepspeed = (folder / "latest").exists(), arguments.deepspeed_plugin is not None
+    if of_deepspeed != with_deepspeed:
+        raise CheckpointError(
+            f"{folder} was saved {'with' if of_deepspeed else 'without'} DeepSpeed and this run is "
+            f"{'with' if with_deepspeed else 'without'} it: its optimizer cannot go on. Use an accelerate config like "
+            "that of before, or start from its weights (python -m recipes.export)."
+        )
+    return str(folder)
+
+
+def agree(training_arguments, function, *arguments):
+    """
+    The result of `function` in the first process, in all of them; what it raises, all raise.
+
+    Raises:
+        ValueError: of the same message, if the first process raised an OSError or a ValueError.
+    """
+    outcome = [None, None]
+    if training_arguments.process_index == 0:
+        try:
+            outcome[0] = function(*arguments)
+        except (OSError, ValueError) as error:
+            outcome[1] = str(error)
+    if training_arguments.world_size > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise ValueError(outcome[1])
+    return outcome[0]
+
+
+################
+# Writing
+################
+
+
+def write_manifest(folder: Path, **about):
+    """Lists the files of `folder` and their sizes in its manifest, beside what `about` says."""
+    files = {
+        str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    partial = folder / f"{MANIFEST}.tmp"
+    partial.write_text(json.dumps({**about, "files": files}, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
+
+
+def flush_to_disk(folder: Path):
+    """Waits until the files of `folder` are on the disk, or the file server: a node that dies loses what is not."""
+    for path in [*folder.rglob("*"), folder]:
+        flush(path)
+
+
+def flush(path: Path):
+    """Waits until a file's bytes, or a folder's list of names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class ResumableTrainer(Trainer):
+    """
+    [`~transformers.Trainer`] whose checkpoints appear in the output folder whole, or not at all, and under DeepSpeed can
+    be resumed by any number of processes.
+
+    `checkpoint-N` is written as `_saving/checkpoint-N`, brought to the disk and given a manifest, and then renamed; only
+    after that are old ones deleted and is the new one pushed to the Hub.
+    """
+
+    _saving = False
+
+    def get_train_dataloader(self):
+        return ignore_in_workers(super().get_train_dataloader())
+
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, SAVING) if self._saving else folder
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        if not self._saving:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_checkpoint(self, model, trial):
+        output_dir = Path(self._get_output_dir(trial))
+        final = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = output_dir / SAVING / final.name
+        if self.args.should_save and folder.parent.exists():
+            shutil.rmtree(folder.parent)  # of a run that was killed while it saved
+        self.accelerator.wait_for_everyone()
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # all ranks have written
+            if self.state.best_model_checkpoint == str(folder):
+                self.state.best_model_checkpoint = str(final)
+            if self.args.should_save:
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+                shutil.copy2(output_dir / RUN_CONFIG, folder)
+                write_manifest(folder, world_size=self.args.world_size)
+            if self.accelerator.is_local_main_process:
+                flush_to_disk(folder)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            free = shutil.disk_usage(output_dir).free
+            if self.args.should_save:
+                shutil.rmtree(folder.parent, ignore_errors=True)
+            last = next(iter(checkpoints_of(output_dir)), None)
+            raise CheckpointError(
+                f"Saving {final} failed ({free / 2**20:.1f} MiB were free): {error}. "
+                + (f"{last} is whole: when there is room, the same command resumes from it." if last else "")
+            ) from error
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()  # all nodes have flushed
+        if self.args.should_save:
+            if final.exists():  # one that was not whole, and is made again
+                shutil.rmtree(final)
+            os.rename(folder, final)
+            folder.parent.rmdir()
+            flush(output_dir)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(output_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        # DeepSpeed's own loading takes as many processes as there were, and unpickles whatever is in the files.
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        load_zero_checkpoint(self.model_wrapped, Path(resume_from_checkpoint))
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _load_best_model(self):
+        if self.is_deepspeed_enabled:
+            load_zero_checkpoint(self.model_wrapped, Path(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+
+__all__ = [
+    "CheckpointError",
+    "ResumableTrainer",
+    "agree",
+    "check_checkpoint",
+    "checkpoint_to_resume",
+    "checkpoints_of",
+    "last_whole_checkpoint",
+]

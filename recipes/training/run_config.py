@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run was started with, kept in its output folder: another run must not continue it, nor write over it."""
+
+import json
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import yaml
+from transformers import TrainingArguments
+
+from .preemption import PREEMPTED
+
+
+RUN_CONFIG = "run_config.yaml"
+
+# What does not change the weights that come out, or may be another path to the same files.
+FREE = {
+    "attn_implementation",
+    "eval_questions",
+    "eval_split",
+    "feature_store",
+    "global_batch_size",  # compared as what is in force, whoever set it
+    "max_new_tokens",
+}
+# Of transformers' own arguments, those that do; of the recipe's, all but FREE.
+TRAINING_KEYS = (
+    "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "data_seed", "fp16", "learning_rate", "lr_scheduler_kwargs",
+    "lr_scheduler_type", "max_grad_norm", "max_steps", "num_train_epochs", "optim", "seed", "warmup_steps",
+    "weight_decay",
+)  # fmt: skip
+
+
+def resolved_config(model_arguments, data_arguments, training_arguments) -> dict:
+    """All settings of a run as plain values, by kind, and the batch that they amount to."""
+    training = training_arguments
+    config = {
+        "model": asdict(model_arguments),
+        "data": asdict(data_arguments),
+        "training": training.to_dict(),
+        "batch": {
+            "global_batch_size": training.per_device_train_batch_size
+            * training.gradient_accumulation_steps
+            * training.world_size,
+            "world_size": training.world_size,
+        },
+    }
+    return json.loads(json.dumps(config, default=str))
+
+
+def result_settings(config: dict) -> dict:
+    """The settings of a `resolved_config` that a resumed run must share with the one it continues."""
+    own = {field.name for field in fields(training_class())} - {field.name for field in fields(TrainingArguments)}
+    settings = {**config["model"], **config["data"]}
+    settings.update({key: config["training"].get(key) for key in {*TRAINING_KEYS, *own}})
+    settings = {key: value for key, value in settings.items() if key not in FREE}
+    settings["model_name_or_path"] = os.path.normpath(settings["model_name_or_path"])
+    settings["dataset_paths"] = [Path(path).name for path in settings["dataset_paths"]]  # a job may copy them
+    settings["global_batch_size"] = config["batch"]["global_batch_size"]
+    return settings
+
+
+def training_class() -> type[TrainingArguments]:
+    from .arguments import SftArguments  # here, so that the launcher can read a run's config without the model
+
+    return SftArguments
+
+
+def differences(there: dict, here: dict) -> list[str]:
+    """One line per setting that differs between two `resolved_config`s and changes the result."""
+    there, here = result_settings(there), result_settings(here)
+    return [
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key)
+    ]
+
+
+def read_run_config(folder: Path) -> dict | None:
+    """
+    The `resolved_config` kept in an output folder or a checkpoint; None if there is none.
+
+    Raises:
+        ValueError: if it cannot be read, naming it.
+    """
+    path = Path(folder) / RUN_CONFIG
+    if not path.exists():
+        return None
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"Cannot read {path}: {error}") from error
+    if not isinstance(config, dict) or not {"model", "data", "training", "batch"} <= set(config):
+        raise ValueError(f"{path} is not the configuration of a run.")
+    return config
+
+
+def check_output_dir(output_dir: Path, config: dict):
+    """
+    Raises:
+        ValueError: if `output_dir` holds checkpoints or a model of a run with other settings than `config`, naming
+            them, or of something else than a run of the recipes.
+    """
+    output_dir = Path(output_dir)
+    holds = sorted(path.name for pattern in ("checkpoint-*", "*.safetensors") for path in output_dir.glob(pattern))
+    if not holds:
+        return
+    there = read_run_config(output_dir)
+    if there is None:
+        raise ValueError(
+            f"{output_dir} holds {holds[0]} but no {RUN_CONFIG}: it was not made by a run of these recipes. "
+            "Choose another --output_dir."
+        )
+    if different := differences(there, config):
+        raise ValueError(
+            f"{output_dir} holds {holds[-1]} of a run with other settings: {'; '.join(different)}. Choose another "
+            "--output_dir, or resume with the same settings (the global batch is per_device_train_batch_size x "
+            "gradient_accumulation_steps x processes)."
+        )
+
+
+def check_same_batch(checkpoint: Path, config: dict):
+    """Raises ValueError if `checkpoint` counts steps of another global batch: its place in the data would be another."""
+    there = read_run_config(checkpoint)
+    sizes = [kept["batch"]["global_batch_size"] for kept in (there, config) if kept is not None]
+    if len(set(sizes)) == 2:
+        raise ValueError(
+            f"{checkpoint} was saved with a global batch of {sizes[0]} and this run has {sizes[1]}: change "
+            "per_device_train_batch_size or gradient_accumulation_steps (their product times the processes)."
+        )
+
+
+def write_run_config(output_dir: Path, config: dict):
+    """Marks `output_dir` as that of a run with the settings `config`, which is no longer preempted."""
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    partial = output_dir / f".{RUN_CONFIG}.tmp"
+    partial.write_text(yaml.safe_dump(config, sort_keys=True), encoding="utf-8")
+    os.replace(partial, output_dir / RUN_CONFIG)
+    (output_dir / PREEMPTED).unlink(missing_ok=True)
+
+
+__all__ = [
+    "RUN_CONFIG",
+    "check_output_dir",
+    "check_same_batch",
+    "differences",
+    "read_run_config",
+    "resolved_config",
+    "write_run_config",
+]
