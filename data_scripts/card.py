@@ -5,6 +5,8 @@ from datasets import DatasetInfo
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 
+from .licences import Origin, card_metadata
+
 
 GEOMETRY = """\
 `geometry` of a scene with V views, null where there is none:
@@ -15,12 +17,17 @@ GEOMETRY = """\
 - `depth_hist` `[V, 16]`: share of the valid depth pixels in each of 16 equal bins over 0-8 m, anything beyond in the
   last; all zero if a view has no valid depth pixel."""
 
+# Stands for the repo's name until it has one.
+THIS_REPO = "<this repo>"
+# Follows the data's own title.
+PREPARED = ", prepared for VGGT-Qwen3"
+
 TEMPLATE = """\
 ---
 {metadata}
 ---
 
-# {title}, prepared for VGGT-Qwen3
+# {title}
 
 Two configurations: `scenes` holds the views of each scene once, `qa` (the default) the questions, which name their
 scene by `scene_id`.
@@ -28,8 +35,8 @@ scene by `scene_id`.
 ```python
 from datasets import load_dataset
 
-questions = load_dataset("<this repo>")
-scenes = load_dataset("<this repo>", "scenes")
+questions = load_dataset("{repo}")
+scenes = load_dataset("{repo}", "scenes")
 ```
 
 | split | scenes | views | questions |
@@ -65,9 +72,7 @@ numbers or times in the source), `geometry`.
 
 def dataset_card(
     *,
-    title: str,
-    source: str,
-    licence: str,
+    origin: Origin,
     about: str,
     command: str,
     counts: dict[str, dict[str, int]],
@@ -81,7 +86,8 @@ def dataset_card(
     """Writes the README.md of a prepared repo.
 
     Args:
-        title, source, licence, about: what the builder says of its dataset.
+        origin: what the data are and which licences they have.
+        about: what the builder says of its fields.
         command: the shell command that made the repo.
         counts: split to the number of its `scenes`, `views` and `questions`.
         num_left_out: how many scenes could not be used.
@@ -96,9 +102,8 @@ def dataset_card(
         The card's text: YAML metadata from which `load_dataset` knows the configurations, then Markdown.
     """
     metadata = DatasetCardData(
-        license="other",
-        license_name="see-licence-section",
-        pretty_name=f"{title}, prepared for VGGT-Qwen3",
+        **card_metadata(origin.licences),
+        pretty_name=origin.title + PREPARED,
         task_categories=["visual-question-answering"],
         configs=[
             {
@@ -114,7 +119,8 @@ def dataset_card(
     left_out = f"{num_left_out} scenes and their questions were left out because a raw file could not be used."
     return TEMPLATE.format(
         metadata=metadata.to_yaml(),
-        title=title,
+        title=origin.title + PREPARED,
+        repo=THIS_REPO,
         counts="\n".join(
             f"| {split} | {number['scenes']} | {number['views']} | {number['questions']} |"
             for split, number in counts.items()
@@ -123,12 +129,12 @@ def dataset_card(
         notes="\n".join(f"- {note}" for note in notes),
         stored="as in the source" if image_size is None else f"larger ones made {image_size} pixels long",
         fingerprint=fingerprint,
-        source=source,
+        source=origin.source,
         command=command,
-        licence=licence,
+        licence=origin.licence,
         geometry=GEOMETRY,
         about=about,
     )
 
 
-__all__ = ["dataset_card"]
+__all__ = ["PREPARED", "THIS_REPO", "dataset_card"]

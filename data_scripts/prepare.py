@@ -11,11 +11,12 @@
         --annotations llava_instruct_150k.json --image-size 672
     python -m data_scripts.prepare records --records train.jsonl val.jsonl --image-root images --output prepared/records
 
-Exit status: 0 prepared (or prepared before), 1 writing or uploading failed, 2 the input cannot be used, 130 interrupted: the
+Exit status: 0 prepared (or prepared before), 1 writing or uploading failed, 2 the input (or where to upload to) cannot be used, 130 interrupted: the
 same command goes on from there.
 """
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -24,12 +25,14 @@ from pathlib import Path
 
 from datasets import disable_progress_bars
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from .builders import BUILDERS
 from .builders.annotations import InputError
-from .builders.base import Options, PreparationBuilder, Sources
-from .builders.repo import Preparation, PreparationError, prepare_repo
+from .builders.base import ACTIONS, Options, PreparationBuilder, Sources
+from .builders.repo import MANIFEST, Preparation, PreparationError, origin_of, prepare_repo
+from .card import THIS_REPO
+from .hub import UploadError, check_names, check_repo, check_token, upload
+from .licences import Origin
 from .views import VIEW_SELECTIONS, UnreadableFileError
 
 
@@ -57,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
             "type": _positive,
             "help": "make larger pictures so long, in pixels (default: store the files)",
         },
+        "actions": {"nargs": "+", "choices": ACTIONS, "help": "which actions to ask for"},
     }
     for name, builder_class in BUILDERS.items():
         command = datasets.add_parser(name, help=builder_class.TITLE)
@@ -65,7 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(_flag(source), type=Path, required=required, **sources[source])
         for option in builder_class.OPTIONS:
             default = (asdict(Options()) | builder_class.DEFAULTS)[option]
-            known = f" (default: {default})" if default is not None else ""
+            shown = " ".join(default) if isinstance(default, tuple) else default
+            known = f" (default: {shown})" if default is not None else ""
             arguments = options[option] | {"help": options[option]["help"] + known}
             command.add_argument(_flag(option), default=default, **arguments)
         command.add_argument("--output", type=Path, required=True, help="the repo to make")
@@ -75,9 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--private",
             action=argparse.BooleanOptionalAction,
-            default=builder_class.PRIVATE,
-            help="make that repo private; by default if the licence asks for it",
+            help="make that repo private; by default if a licence asks for it, or none is known",
         )
+        command.add_argument("--tag", default="v1.0", help="name of this version on the Hub (default: v1.0)")
     return parser
 
 
@@ -88,7 +93,18 @@ def main(argv: list[str] | None = None) -> int:
     sources = Sources(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value}
     )
-    options = Options(**{name: getattr(args, name) for name in builder_class.OPTIONS})
+    options = Options(
+        **{
+            name: tuple(value) if isinstance(value := getattr(args, name), list) else value
+            for name in builder_class.OPTIONS
+        }
+    )
+    api = HfApi()
+    try:
+        private = _check_push(api, args, origin_of(builder_class, sources)) if args.push_to_hub else None
+    except (InputError, UploadError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     disable_progress_bars()  # of the writing, which is short; the reading has its own
     try:
         preparation = prepare_repo(
@@ -112,11 +128,11 @@ def main(argv: list[str] | None = None) -> int:
     _report(preparation, args.output)
     if args.push_to_hub:
         try:
-            url = _push(args.push_to_hub, args.output, args.private)
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            print(f"error: {args.output} is prepared but was not uploaded: {error}", file=sys.stderr)
+            url, changed = _push(api, args.push_to_hub, args.output, private, args.tag)
+        except UploadError as error:
+            print(f"error: {args.output} is prepared but was not uploaded. {error}", file=sys.stderr)
             return 1
-        print(f"uploaded: {url}")
+        print(f"{'uploaded' if changed else 'already uploaded'}: {url} (tag {args.tag})")
     return 0
 
 
@@ -132,22 +148,31 @@ def _published_command(
             words += [_flag(name), *(path.name for path in paths)]
     words += ["--output", args.output.resolve().name]
     for name in builder_class.OPTIONS:
-        if getattr(options, name) is not None:
-            words += [_flag(name), str(getattr(options, name))]
+        value = getattr(options, name)
+        if value is not None:
+            words += [_flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
     return " ".join(f"'{word}'" if " " in word and not word.startswith("python") else word for word in words)
 
 
-def _push(repo: str, output: Path, private: bool) -> str:
-    api = HfApi()
-    url = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-    if private and not api.repo_info(url.repo_id, repo_type="dataset").private:  # it was there before
-        raise ValueError(
-            f"{url.repo_id} is public, and a licence asks for a private repo (--no-private to upload anyway)"
+def _check_push(api: HfApi, args: argparse.Namespace, origin: Origin) -> bool:
+    """Whether the repo is to be private; raises UploadError for what would make the upload fail in the end."""
+    if args.private is False and origin.private:
+        raise UploadError(
+            f"--no-private: {origin.licence} A card (README.md) beside the raw files whose `license` allows it says otherwise."
         )
-    api.upload_folder(
-        folder_path=output, repo_id=url.repo_id, repo_type="dataset", commit_message="Upload prepared data"
-    )
-    return str(url)
+    check_names(args.push_to_hub, args.tag)
+    check_token(api)
+    return origin.private if args.private is None else args.private
+
+
+def _push(api: HfApi, repo: str, output: Path, private: bool, tag: str) -> tuple[str, bool]:
+    """Uploads card, manifest and Parquet files; returns the address, and whether there was anything to upload."""
+    manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+    card = (output / "README.md").read_text(encoding="utf-8").replace(THIS_REPO, repo)
+    files = {name: output / name for name in (*manifest["files"], MANIFEST)} | {"README.md": card.encode()}
+    remote = check_repo(api, repo, "dataset", files, private=private, tag=tag, marker=MANIFEST)
+    message = f"Upload prepared data, {tag}"
+    return upload(api, repo, "dataset", files, remote, private=private, tag=tag, message=message)
 
 
 def _report(preparation: Preparation, output: Path) -> None:

@@ -162,7 +162,12 @@ def _plan(geometry: dict, questions: list[dict]) -> str:
     """The scene from above: x to the right, y up, metres."""
     rotations, translations = np.array(geometry["R"]), np.array(geometry["t"])
     centers = -np.einsum("vji,vj->vi", rotations, translations)
-    boxes = [_box_from_above(json.loads(q["action_world"])) for q in questions if q["action_world"]]
+    actions = [json.loads(question["action_world"]) for question in questions if question["action_world"]]
+    # Several actions may be about one box.
+    boxes = [
+        _box_from_above(json.loads(box))
+        for box in dict.fromkeys(text for action in actions for text in _boxes(action))
+    ]
     askers = {tuple(np.round(q["position"][:2], 3)) for q in questions if q["position_frame"] == "aligned"}
     points = np.concatenate(
         [centers[:, :2], *(corners for _, corners in boxes), np.array(sorted(askers)).reshape(-1, 2)]
@@ -198,15 +203,25 @@ def _plan(geometry: dict, questions: list[dict]) -> str:
     return f'<svg width="{width:.0f}" height="{height:.0f}" style="border:1px solid #ccc">{"".join(parts)}</svg><p>{text}</p>'
 
 
-def _box_from_above(action: dict) -> tuple[str, np.ndarray]:
-    """An action's label and the `[4, 2]` corners of its box on the floor plan."""
-    normal = np.array(action["normal"][:2])
+def _boxes(action: dict) -> Iterator[str]:
+    """The labelled boxes of an action, as JSON."""
+    lists = [(key[:-1], action[key]) for key in ("walls", "doors", "windows", "objects") if key in action]
+    for kind, boxes in lists or [("", [action])]:
+        for box in boxes:
+            label = box.get("label", action.get("label", kind))
+            yield json.dumps([label, box["center"], box["extent"], box["normal"]])
+
+
+def _box_from_above(box: list) -> tuple[str, np.ndarray]:
+    """The label and the `[4, 2]` corners on the floor plan of a box: label, centre, extent, normal."""
+    label, center, extent, normal = box
+    normal = np.array(normal[:2])
     normal = normal / max(np.linalg.norm(normal), 1e-9)
     side = np.array([-normal[1], normal[0]])
-    width, _, depth = action["extent"]
+    width, _, depth = extent
     corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
     half = [a * width / 2 * side + b * depth / 2 * normal for a, b in corners]
-    return action["label"], np.array(action["center"][:2]) + np.array(half)
+    return label, np.array(center[:2]) + np.array(half)
 
 
 def _text(text: str) -> str:

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from data_scripts.boxes import Box
-from data_scripts.builders.arkit_actions import action_json, orient
+from data_scripts.builders.action_questions import questions as make_questions
+from data_scripts.builders.action_text import action_json
+from data_scripts.builders.arkit_actions import orient
+from data_scripts.builders.base import Options
 from data_scripts.builders.referring import Sight, look, refer, spoken
 from data_scripts.builders.scans import StoredView
 from data_scripts.prepare import main
@@ -43,6 +46,10 @@ def repos(tmp_path_factory):
     datasets.config.HF_DATASETS_CACHE = cache
 
 
+def anchors(rows):
+    return [row for row in rows if json.loads(row["action"])["action"] == "place_anchor"]
+
+
 def true_boxes(scene) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """Category, centre, (width, height, depth) and front of each piece, in the world of the ARKitScenes scan."""
     to_world = np.linalg.inv(scene.alignment)
@@ -62,8 +69,8 @@ def test_targets_are_true(repos, source):
     another view."""
     scenes, questions = repos[source]
     geometry = {scene["scene_id"]: scene["geometry"] for scene in scenes}
-    assert len(questions) >= 12
-    for row in questions:
+    assert len(anchors(questions)) >= 12
+    for row in anchors(questions):
         assert row["answers"] == [row["action"]] and row["task"] == "arkit_actions"
         assert re.fullmatch(r"[^\[\]]*(\[-?\d+\.\d\d(, -?\d+\.\d\d){2}\][^\[\]]*){3}", row["action"])
         action, world = json.loads(row["action"]), json.loads(row["action_world"])
@@ -90,11 +97,79 @@ def test_targets_are_true(repos, source):
             assert -(np.array(action["center"]) @ action["normal"]) > -0.05  # the camera of view 0 is on its side
 
 
+@pytest.mark.parametrize("source", ["3dod", "roomplan"])
+def test_lists_and_plans_are_complete_and_true(repos, source):
+    """Catches a box that is left out or occurs twice, lists in another order or frame, and a plan without walls that says there
+    are none."""
+    scenes, questions = repos[source]
+    geometry = {scene["scene_id"]: scene["geometry"] for scene in scenes}
+    numbers = ("center", "extent", "normal")
+    for scene_id, cameras in geometry.items():
+        rows = [row for row in questions if row["scene_id"] == scene_id]
+        of = {name: [] for name in ("place_anchor", "list_objects", "describe_room")}
+        for row in rows:
+            action, world = json.loads(row["action"]), json.loads(row["action_world"])
+            assert row["answers"] == [row["action"]] and row["task"] == "arkit_actions"
+            assert list(action) == list(world) and action["action"] == world["action"]
+            of[action["action"]].append((action, world, row))
+        R, t = (np.array(cameras[key][0]) for key in ("R", "t"))
+        listed, planned = {}, {}
+        for action, world, row in of["list_objects"]:
+            assert action["label"] == world["label"] and action["objects"]
+            assert spoken(action["label"]) in row["question"]
+            assert row["object_names"] == [action["label"]] * len(action["objects"])
+            listed[action["label"]] = action["objects"]
+            for box, in_world in zip(action["objects"], world["objects"], strict=True):
+                np.testing.assert_allclose(box["center"], R @ in_world["center"] + t, atol=0.006)
+                np.testing.assert_allclose(box["normal"], R @ in_world["normal"], atol=0.006)
+                np.testing.assert_allclose(box["extent"], in_world["extent"], atol=0.006)
+        ((plan, _, row),) = of["describe_room"]
+        assert list(plan)[1:] == ["walls", "doors", "windows", "objects"]
+        for key, boxes in list(plan.items())[1:]:
+            for box in boxes:
+                label = box.pop("label", key[:-1])
+                planned.setdefault(label, []).append(box)
+        assert planned == listed
+        assert (source == "roomplan") == bool(plan["walls"])
+        assert source == "roomplan" or re.search("furniture|objects", row["question"])
+        for boxes in listed.values():
+            distances = [np.linalg.norm(box["center"]) for box in boxes]
+            assert all(near <= far + 0.02 for near, far in zip(distances, distances[1:]))
+        for action, _, _ in of["place_anchor"]:
+            assert {key: action[key] for key in numbers} in listed[action["label"]]
+        truth = true_boxes(build_scene(SETTINGS, int(scene_id) - 40_000_000))
+        assert sum(len(boxes) for label, boxes in listed.items() if label != "wall") <= len(truth)
+    starts = {row["question"].split(" ")[0] for row in questions}
+    assert len(starts) >= 8
+
+
+def test_what_no_action_can_hold():
+    """Catches a target that decoding could not say, and a list or plan that is cut short instead of left out."""
+    pose = look_at(np.array([0, 0, 1.0]), np.array([5.0, 0, 1]))
+    camera = np.array([[50.0, 0, 31.5], [0, 50, 23.5], [0, 0, 1]])
+    far = np.full((48, 64), 8, dtype=np.float32)
+    view = StoredView("0", b"", (64, 48), pose, camera, np.zeros(16), far, camera)
+    chairs = [box("chair", (4, y, 1), (0.1, 0.1, 0.1)) for y in np.linspace(-1.5, 1.5, 50)]
+    strange = [
+        box("x" * 33, (3, 0, 1), (1, 1, 1)),
+        box("a\nb", (3, 0, 1), (1, 1, 1)),
+        box("sofa", (3, 0, 1), (1, 1, 1)),
+    ]
+    remarks = []
+    rows = make_questions("scene", [*chairs, *strange], [view], Options(), True, remarks)
+    assert {json.loads(row["action"])["action"] for row in rows} == {"place_anchor", "list_objects"}
+    assert {json.loads(row["action"])["label"] for row in rows if "List" in row["question"]} <= {"sofa"}
+    found = {remark.kind: (remark.count, remark.example) for remark in remarks}
+    assert found["boxes that no action can hold"] == (2, "x" * 33)
+    assert found["categories of more than 32 boxes, not listed"] == (1, "chair")
+    assert found["rooms of more than a plan holds, not described"] == (1, "objects")
+
+
 def test_instructions_fit_one_thing(repos):
     """Catches "the chair" in a room with two, and the same words for two targets."""
     for scenes, questions in repos.values():
         for scene in scenes:
-            rows = [row for row in questions if row["scene_id"] == scene["scene_id"]]
+            rows = anchors([row for row in questions if row["scene_id"] == scene["scene_id"]])
             phrases = [
                 re.search(r"(?:nchor(?: on)?|[Mm]ark) (the .+?)(?: with an anchor)?\.$", row["question"])[1]
                 for row in rows
@@ -105,7 +180,7 @@ def test_instructions_fit_one_thing(repos):
             for row, phrase in zip(rows, phrases):
                 if phrase == f"the {spoken(row['object_names'][0])}" and row["object_names"][0] in times:
                     assert times.count(row["object_names"][0]) == 1
-    starts = {row["question"].split(" the ")[0] for _, questions in repos.values() for row in questions}
+    starts = {row["question"].split(" the ")[0] for _, questions in repos.values() for row in anchors(questions)}
     assert len(starts) >= 4
 
 
@@ -209,7 +284,7 @@ def test_bad_boxes_and_sources(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "boxes left out: 1 in 1 scenes" in printed and "not finite" in printed
     assert "kept under its name" in printed
-    rows = [row for split in datasets.load_dataset(str(tmp_path / "x")).values() for row in split]
+    rows = anchors([row for split in datasets.load_dataset(str(tmp_path / "x")).values() for row in split])
     assert [row["question"].count("the räucherofen") for row in rows if row["object_names"] == ["räucherofen"]] == [1]
 
     extra = root / "roomplan" / "living room.json"

@@ -5,7 +5,6 @@ import json
 import os
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -13,7 +12,6 @@ import PIL.Image
 import pytest
 from scannet_dump import write_scan, write_scanqa
 
-from data_scripts import prepare
 from data_scripts.builders.base import Sources
 from data_scripts.builders.scanqa import ScanQA
 from data_scripts.prepare import main
@@ -225,35 +223,6 @@ def test_page_of_actions(tmp_path):
     )
     assert label == "sofa"
     np.testing.assert_allclose([corners.min(axis=0), corners.max(axis=0)], [[1, 0.5], [3, 1.5]])
-
-
-def test_upload(scanqa, tmp_path, monkeypatch, capsys):
-    """Catches data whose licence forbids passing it on being made public, and an upload that fails in silence."""
-    calls = []
-
-    class Hub:
-        public = False
-
-        def create_repo(self, repo, **options):
-            calls.append(options)
-            return SimpleNamespace(repo_id=repo, __str__=lambda self: repo)
-
-        def repo_info(self, repo, **options):
-            return SimpleNamespace(private=not self.public)
-
-        def upload_folder(self, **options):
-            calls.append(options)
-
-    monkeypatch.setattr(prepare, "HfApi", Hub)
-    assert main([*scanqa, "--push-to-hub", "me/scanqa"]) == 0
-    assert calls[0]["private"] is True and calls[0]["repo_type"] == "dataset"
-    assert Path(calls[1]["folder_path"]).name == "repo" and calls[1]["repo_id"] == "me/scanqa"
-    Hub.public = True
-    calls.clear()
-    assert main([*scanqa, "--push-to-hub", "me/scanqa"]) == 1
-    assert len(calls) == 1 and "is public" in capsys.readouterr().err
-    assert main([*scanqa, "--push-to-hub", "me/scanqa", "--no-private"]) == 0
-    assert calls[-1]["folder_path"]
 
 
 def test_repo_is_small(tmp_path):

@@ -506,7 +506,7 @@ def test_command_writes_everything(tmp_path, capsys):
     arguments = ["--scenes", "3", "--views", "1", "--image-size", "28", "--seed", "0", "--instruct-images", "2"]
     output = tmp_path / "deep" / "rooms"
     assert rooms.main([*arguments, "--objects", "2", "2", "--output", str(output), "--preview"]) == 0
-    assert {p.name for p in output.iterdir()} == {"instruct", "preview.png", "scannet", "scanqa", "sqa3d"}
+    assert {p.name for p in output.iterdir()} == {"README.md", "instruct", "preview.png", "scannet", "scanqa", "sqa3d"}
     assert len(list((output / "instruct" / "images").iterdir())) == 2
     assert "3 scenes" in capsys.readouterr().out
     assert all(len(build_scene(Settings(3, 1, 28, 0, 2, (2, 2)), i).pieces) == 2 for i in range(3))

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instructions to place an anchor, over ARKitScenes scans: from their 3dod boxes, or from RoomPlan exports of them."""
+"""Instructions over ARKitScenes scans, from their 3dod boxes or RoomPlan exports: place an anchor, list, describe the room."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +11,19 @@ from ..arkitscenes import find_scans, open_scan
 from ..boxes import Box
 from ..roomplan import read_captured_room
 from ..views import UnreadableFileError
-from .annotations import Annotations, InputError, SceneInput, compare_with_official, qa_row
+from .action_questions import questions
+from .annotations import Annotations, InputError, SceneInput, compare_with_official
 from .base import Options, PreparationBuilder, PreparedScene, Remark, Sources
-from .referring import INSTRUCTIONS, SEEN_SHARE, look, refer
-from .scans import StoredView, prepared_scene, read_scan
+from .scans import prepared_scene, read_scan
 
 
 SPLITS = {"Training": "train", "Validation": "val"}
 SCANS = {"train": 4498, "val": 549}  # of 3dod
-TARGETS = ("object", "wall", "door", "window")
 
 
 class ArkitActions(PreparationBuilder):
-    """One instruction per object, wall, door or window that some view shows and that words tell apart.
+    """Instructions about the objects, walls, doors and windows that some view shows: to place an anchor on each that words
+    tell apart, to list each category, and to describe the room (without an export: its furniture).
 
     With `--roomplan-root`, a scan whose export `<video>.json` is there takes its boxes from that (walls, doors and windows
     too), any other from `<video>_3dod_annotation.json`.
@@ -43,18 +41,22 @@ class ArkitActions(PreparationBuilder):
     LICENCE = (
         "ARKitScenes: its terms of use, which do not allow passing its media on: keep a repo made from it private."
     )
+    LICENCES = ("arkitscenes-terms-of-use",)
     ABOUT = (
-        '`action` is `{"action": "place_anchor", "label", "center", "extent", "normal"}`, metres with two decimals in the '
-        "frame of view 0 (its camera: x right, y down, z forward), and also the answer; `action_world` is the same in the "
+        "`action` is one of three, metres with two decimals in the frame of view 0 (its camera: x right, y down, z forward), "
+        'and also the answer: `{"action": "place_anchor", "label", "center", "extent", "normal"}`; `{"action": '
+        '"list_objects", "label", "objects": [{"center", "extent", "normal"}, ...]}`, all boxes of a category that some view '
+        'shows; and `{"action": "describe_room", "walls": [...], "doors": [...], "windows": [...], "objects": [{"label", '
+        '"center", ...}, ...]}`, all of them, of a scan without a RoomPlan export its objects only, which is then what the '
+        "instruction asks for. Lists begin with what is nearest to the camera of view 0. `action_world` is the same in the "
         "frame of `R`, `t`. `extent` is width, height and depth in full: height along the world's vertical, depth along the "
         "normal. The normal of a RoomPlan object is its front. A 3dod box has no front: its normal is the horizontal axis of "
         "its shorter side. This one, and that of a wall, door or window, points to the side of the camera of view 0. Each "
-        "target is seen in at least one view, and each instruction fits one box of the room only."
+        "target is seen in at least one view, and each instruction to place an anchor fits one box of the room only."
     )
-    PRIVATE = True
     SOURCES = ("arkitscenes_root",)
     OPTIONAL_SOURCES = ("roomplan_root",)
-    OPTIONS = ("num_views", "view_selection", "max_frames", "seed", "image_size")
+    OPTIONS = ("num_views", "view_selection", "max_frames", "seed", "image_size", "actions")
     SCENES_PER_BATCH = 64
 
     @classmethod
@@ -116,10 +118,12 @@ class ArkitActions(PreparationBuilder):
             remarks.append(Remark("boxes of a category never seen, kept under its name", len(strange), strange[0]))
         camera = -views[0].world_to_camera[:3, :3].T @ views[0].world_to_camera[:3, 3]
         boxes = [orient(box, camera, has_front=export is not None) for box in boxes]
-        questions = instructions(scene.scene_id, boxes, views, options.seed, remarks)
-        if not questions:
-            raise UnreadableFileError(file, "no box is both seen in a view and told apart by words")
-        return prepared_scene(views, questions, remarks)
+        rows = questions(scene.scene_id, boxes, views, options, export is not None, remarks)
+        if not rows:
+            raise UnreadableFileError(
+                file, f"no box is seen in a view that {' or '.join(options.actions)} could be about"
+            )
+        return prepared_scene(views, rows, remarks)
 
 
 def orient(box: Box, camera: np.ndarray, has_front: bool) -> Box:
@@ -143,74 +147,6 @@ def orient(box: Box, camera: np.ndarray, has_front: bool) -> Box:
     return replace(box, axes=axes, size=size)
 
 
-def instructions(
-    scene_id: str, boxes: list[Box], views: list[StoredView], seed: int, remarks: list[Remark]
-) -> list[dict]:
-    """One row of `qa` per box that can be a target.
-
-    Args:
-        boxes: all of the room, world, oriented (see `orient`).
-        views: with geometry; the first is the frame of the targets.
-        seed: of the choice of words.
-        remarks: what cannot be a target is added here.
-    """
-    sights = [[look(box, view) for view in views] for box in boxes]
-    to_view = views[0].world_to_camera
-    rows, unseen, alike, identifiers = [], [], [], set()
-    for box, of_views in zip(boxes, sights):
-        if box.kind not in TARGETS or box.identifier in identifiers:
-            continue
-        identifiers.add(box.identifier)
-        if max(sight.seen for sight in of_views) < SEEN_SHARE:
-            unseen.append(box.label)
-            continue
-        phrases = refer(box, boxes, [of_box[0] for of_box in sights])
-        if not phrases:
-            alike.append(box.label)
-            continue
-        digest = hashlib.sha256(f"{seed} {scene_id} {box.identifier}".encode()).digest()
-        rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-        kind = sorted(phrases)[rng.integers(len(phrases))]
-        phrase = phrases[kind][rng.integers(len(phrases[kind]))]
-        instruction = INSTRUCTIONS[rng.integers(len(INSTRUCTIONS))].format(phrase)
-        action = action_json(
-            box.label, to_view[:3, :3] @ box.center + to_view[:3, 3], box.size, to_view[:3, :3] @ box.axes[2]
-        )
-        rows.append(
-            qa_row(
-                scene_id=scene_id,
-                question_id=f"{scene_id}-{box.identifier}",
-                question=instruction,
-                answers=[action],
-                task="arkit_actions",
-                object_names=[box.label],
-                action=action,
-                action_world=action_json(box.label, box.center, box.size, box.axes[2], decimals=4),
-            )
-        )
-    for kind, labels in (("boxes that no view shows", unseen), ("boxes that no words tell apart", alike)):
-        if labels:
-            remarks.append(Remark(kind, len(labels), labels[0]))
-    return rows
-
-
-def action_json(label: str, center: np.ndarray, extent: np.ndarray, normal: np.ndarray, decimals: int = 2) -> str:
-    """The target as text: `{"action": "place_anchor", "label", "center", "extent", "normal"}`, fixed decimals.
-
-    Args:
-        center, extent, normal: `[3]`; metres, full width, height and depth, a unit vector.
-    """
-
-    def numbers(values: np.ndarray) -> str:
-        # Adding zero turns -0.0 into 0.0.
-        return "[" + ", ".join(f"{round(float(value), decimals) + 0.0:.{decimals}f}" for value in values) + "]"
-
-    return (
-        f'{{"action": "place_anchor", "label": {json.dumps(label, ensure_ascii=False)}, "center": {numbers(center)}, '
-        f'"extent": {numbers(extent)}, "normal": {numbers(normal)}}}'
-    )
-
-
 def _export(sources: Sources, video_id: str) -> Path | None:
     if sources.roomplan_root is None:
         return None
@@ -218,4 +154,4 @@ def _export(sources: Sources, video_id: str) -> Path | None:
     return path if path.is_file() else None
 
 
-__all__ = ["ArkitActions", "action_json", "instructions", "orient"]
+__all__ = ["ArkitActions", "orient"]

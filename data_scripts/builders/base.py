@@ -7,6 +7,7 @@ what came out and makes a repo of them.
 """
 
 import json
+import os
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -65,6 +66,15 @@ class Sources:
     roomplan_root: Path | None = None
     image_root: Path | None = None
 
+    def folders(self) -> list[Path]:
+        """The folders that were given, and those of the files that were given."""
+        given = [value for value in vars(self).values() if value]
+        folders = [{path.parent for path in value} if isinstance(value, tuple) else {value} for value in given]
+        return sorted({Path(os.path.abspath(folder)) for some in folders for folder in some})
+
+
+ACTIONS = ("place_anchor", "list_objects", "describe_room")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -78,6 +88,7 @@ class Options:
         geometry: "required" (a scene without poses, intrinsics and depth is left out), "optional" (it is prepared without
             geometry) or "none" (nothing but pictures is read).
         image_size: the longer side of the stored pictures, in pixels; larger ones are made smaller. None: as they are.
+        actions: which actions are asked for, of `ACTIONS`.
     """
 
     num_views: int = 8
@@ -86,6 +97,7 @@ class Options:
     seed: int = 0
     geometry: str = "required"
     image_size: int | None = None
+    actions: tuple[str, ...] = ACTIONS
 
 
 @dataclass
@@ -155,7 +167,7 @@ class PreparationBuilder(GeneratorBasedBuilder):
 
     Class attributes:
         TITLE, SOURCE, LICENCE, ABOUT: what the dataset card says.
-        PRIVATE: whether a licence asks to keep the repo private.
+        LICENCES: identifiers of the Hub, or keys of `data_scripts.licences.NAMED_TERMS`.
         SOURCES, OPTIONAL_SOURCES: which fields of `Sources` it needs and may have.
         OPTIONS: which fields of `Options` it takes.
         DEFAULTS: its own defaults of them.
@@ -169,7 +181,7 @@ class PreparationBuilder(GeneratorBasedBuilder):
     SOURCE: ClassVar[str]
     LICENCE: ClassVar[str]
     ABOUT: ClassVar[str]
-    PRIVATE: ClassVar[bool]
+    LICENCES: ClassVar[tuple[str, ...]]
     SOURCES: ClassVar[tuple[str, ...]]
     OPTIONAL_SOURCES: ClassVar[tuple[str, ...]] = ()
     OPTIONS: ClassVar[tuple[str, ...]]

@@ -49,12 +49,12 @@ class Instruct(PreparationBuilder):
     SOURCE = (
         "Conversations and pictures: the instruction files named below, in the format of LLaVA, DocVQA or ChartQA."
     )
-    LICENCE = "As the source of the instruction files and of their pictures."
+    LICENCE = "As the source of the instruction files and of their pictures; private unless a card beside them has a licence."
+    LICENCES = ("unknown",)
     ABOUT = (
         "A scene is one picture, `scene_id` its path; there is no geometry. "
         "Each (human, gpt) pair of turns is one row."
     )
-    PRIVATE = False
     SOURCES = ("annotations", "image_root")
     OPTIONS = ("image_size",)
     SCENES_PER_BATCH = 100

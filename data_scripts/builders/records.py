@@ -34,14 +34,12 @@ class Records(PreparationBuilder):
 
     TITLE = "Records"
     SOURCE = "The record files named below."
-    LICENCE = (
-        "As the source of the records and of their pictures; private because nothing says that they may be passed on."
-    )
+    LICENCE = "As the source of the records and of their pictures; private unless a card beside them has a licence."
+    LICENCES = ("unknown",)
     ABOUT = (
         "Records with the same pictures and cameras are one scene. `action` is the record's `action_json`, which is in the "
         "frame its maker chose."
     )
-    PRIVATE = True
     SOURCES = ("records", "image_root")
     OPTIONS = ("geometry", "image_size")
     DEFAULTS = {"geometry": "optional"}

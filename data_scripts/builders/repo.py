@@ -20,6 +20,7 @@ from datasets import DatasetInfo
 from filelock import FileLock, Timeout
 
 from ..card import dataset_card
+from ..licences import Origin, find_origin
 from .annotations import Annotations, InputError, SceneInput, check_question_ids
 from .base import Options, PreparationBuilder, Sources
 from .reading import Reading, describe_failure, read_scenes, scene_digest, scene_file
@@ -78,6 +79,7 @@ def prepare_repo(
             `strict`: one cannot), `output` holds something else, or another process is preparing it.
         PreparationError: writing failed.
     """
+    origin = origin_of(builder_class, sources)
     annotations = builder_class.read_annotations(sources)
     digests = _check_scenes(builder_class, sources, options, annotations)
     fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
@@ -112,7 +114,7 @@ def prepare_repo(
             strict,
         )
         notes = annotations.notes + reading.lines()
-        counts = _write(builder_class, work, digests, fingerprint, reading, notes, command, options)
+        counts = _write(builder_class, work, digests, fingerprint, reading, notes, command, options, origin)
         os.replace(work / "repo", output)
         done = True
     except InputError:
@@ -137,6 +139,15 @@ def prepare_repo(
     return Preparation(counts, reading.left_out, notes, found=reading.found)
 
 
+def origin_of(builder_class: type[PreparationBuilder], sources: Sources) -> Origin:
+    """Where the data come from, and their licences; raises `InputError` if a card beside them cannot be read."""
+    default = Origin(builder_class.TITLE, builder_class.SOURCE, builder_class.LICENCE, builder_class.LICENCES)
+    try:
+        return find_origin(default, sources.folders())
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
 def _write(
     builder_class: type[PreparationBuilder],
     work: Path,
@@ -146,6 +157,7 @@ def _write(
     notes: list[str],
     command: str,
     options: Options,
+    origin: Origin,
 ) -> dict[str, dict[str, int]]:
     """Writes `work/repo` from the scenes that were read; returns the counts of the splits."""
     bad = {failure["scene_id"] for failure in reading.left_out}
@@ -194,9 +206,7 @@ def _write(
         for split in files
     }
     card = dataset_card(
-        title=builder_class.TITLE,
-        source=builder_class.SOURCE,
-        licence=builder_class.LICENCE,
+        origin=origin,
         about=builder_class.ABOUT,
         command=command,
         counts=counts,
@@ -291,4 +301,4 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-__all__ = ["MANIFEST", "Preparation", "PreparationError", "prepare_repo"]
+__all__ = ["MANIFEST", "Preparation", "PreparationError", "origin_of", "prepare_repo"]

@@ -39,6 +39,7 @@ class ScanQA(ScanNetBuilder):
         "Questions and answers of ScanQA: CC BY-NC-SA 3.0. Pictures, poses and depth of ScanNet: the ScanNet terms of "
         "use, which do not allow passing them on: keep a repo made from ScanNet private."
     )
+    LICENCES = ("cc-by-nc-sa-3.0", "scannet-terms-of-use")
     ABOUT = "`object_ids` are ScanNet instance ids. Splits whose official file has no answers have empty `answers`."
 
     @classmethod

@@ -117,7 +117,6 @@ class ScanNetBuilder(PreparationBuilder):
     `R`, `t` are world-to-camera in OpenCV axes; the world is the scan's axis-aligned one (metres, z up).
     """
 
-    PRIVATE = True
     SOURCES = ("annotations", "scannet_root")
     OPTIONS = ("num_views", "view_selection", "max_frames", "seed", "geometry", "image_size")
     SCENES_PER_BATCH = 4  # eight views of 1296x968 are some two megabytes, and a batch is in memory several times over

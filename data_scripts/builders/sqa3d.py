@@ -57,6 +57,7 @@ class SQA3D(ScanNetBuilder):
         "Questions and answers of SQA3D: CC BY 4.0. Pictures, poses and depth of ScanNet: the ScanNet terms of use, "
         "which do not allow passing them on: keep a repo made from ScanNet private."
     )
+    LICENCES = ("cc-by-4.0", "scannet-terms-of-use")
     ABOUT = (
         "`situation` says where the asker stands. In train a question also comes with each alternative description of "
         'its situation (`question_id` ending in "-1", "-2"). `position` and `rotation` (quaternion x, y, z, w) are '

@@ -35,6 +35,19 @@ SCANQA_PER_SCENE, SQA3D_PER_SCENE = 12, 5
 MINIMUM_SCENES, MINIMUM_SIZE, MAXIMUM_OBJECTS = 3, 28, 8
 PREVIEW_SCENES, PREVIEW_QUESTIONS = 6, 4
 
+CARD = """\
+---
+license: apache-2.0
+pretty_name: Procedural rooms of VGGT-Qwen3
+---
+
+# Procedural rooms of VGGT-Qwen3
+
+{scenes} rooms of {views} views and {instruct_images} single pictures, {image_size} pixels wide, rendered by `data_scripts.rooms` with
+seed {seed}, with questions made from what was rendered. No scan, no photograph and no text of anybody else is in them: they
+only have the formats of ScanNet, ScanQA, SQA3D, ARKitScenes, RoomPlan and LLaVA.
+"""
+
 # Second word of every seed, so that no two streams of chance coincide.
 _SCENE, _PICTURE, _SPLIT, _PICTURE_SPLIT = range(4)
 
@@ -209,6 +222,7 @@ def _generate(settings: Settings, folder: Path, workers: int, preview: bool, pro
     if {"arkitscenes", "arkitscenes_raw"} & set(settings.formats):
         directions = [sky_direction(settings, index) for index in range(settings.scenes)]
         (folder / "arkitscenes" / "metadata.csv").write_text(metadata_csv(splits, directions))
+    (folder / "README.md").write_text(CARD.format(**vars(settings)), encoding="utf-8")
     if preview:
         pictures = {scene_name(index): build_scene(settings, index).rgb for index in range(len(captions))}
         write_preview(folder / "preview.png", pictures, captions)
