@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole recipe on procedural rooms: rooms, preparation, stages 1 and 2, a blind baseline, scores.
+"""The whole recipe on procedural rooms: rooms, preparation, stages 1 to 3, a blind baseline, scores.
 
 python -m recipes.demo --output DIR [--smoke]
 
@@ -12,10 +12,12 @@ import shlex
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from recipes.evaluation.demo_record import start_session, timed_step
 from recipes.training.precision import has_fast_bfloat16
 
 
@@ -54,6 +56,9 @@ def main():
 
 
 def run_demo(output: Path, size: dict):
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    start_session(output, size, device.type)
+    step = partial(run_step, output)
     rooms, data = output / "rooms", output / "data"
     workers = str(os.cpu_count())
     python = [sys.executable, "-m"]
@@ -61,7 +66,7 @@ def run_demo(output: Path, size: dict):
         rooms,
         python + ["data_scripts.rooms", "--output", rooms, "--scenes", size["scenes"], "--views", size["views"]]
         + ["--image-size", size["image_size"], "--seed", 0, "--instruct-images", size["pictures"]]
-        + ["--objects", 3, 4, "--workers", workers, "--preview"],
+        + ["--objects", 3, 4, "--formats", "scannet", "arkitscenes", "--workers", workers, "--preview"],
     )  # fmt: skip
     for name, annotations, root in (
         ("instruct", "instruct/*.json", ["--image-root", rooms / "instruct"]),
@@ -75,17 +80,24 @@ def run_demo(output: Path, size: dict):
             + ["data_scripts.prepare", name, "--annotations", *files, *root, "--output", data / name]
             + ["--workers", workers],
         )
+    step(
+        data / "arkit_actions",
+        python + ["data_scripts.prepare", "arkit_actions", "--arkitscenes-root", rooms / "arkitscenes"]
+        + ["--num-views", size["views"], "--actions", "place_anchor"]
+        + ["--output", data / "arkit_actions", "--workers", workers],
+    )  # fmt: skip
     convert = python + ["modeling_vggt_qwen3.convert_vggt_qwen3_to_hf", "tiny"]
     step(output / "tiny", convert + ["--output", output / "tiny", "--image-size", size["image_size"]])
 
-    instruct, questions = [data / "instruct"], [data / "scanqa", data / "sqa3d"]
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    instruct, questions, actions = [data / "instruct"], [data / "scanqa", data / "sqa3d"], [data / "arkit_actions"]
     precision = ["--bf16", "true"] if has_fast_bfloat16(device.type) else []
     # Pictures are all that stage 1 could teach, so the blind model starts where the other one did.
     for stage, name, model, datasets, blind in (
         ("stage1", "stage1", "tiny", instruct, []),
         ("stage2", "stage2", "stage1", questions, []),
         ("stage2", "blind", "tiny", questions, ["--blind", "true"]),
+        ("stage3", "stage3", "stage2", actions, []),
+        ("stage3", "stage3_blind", "blind", actions, ["--blind", "true"]),
     ):
         target = output / name
         step(
@@ -94,21 +106,22 @@ def run_demo(output: Path, size: dict):
             + ["--model_name_or_path", output / model, "--output_dir", target, "--dataset_paths", *datasets]
             + blind + precision + size["overrides"],
         )  # fmt: skip
-    for dataset, split in (("scanqa", "test_w_obj"), ("sqa3d", "test")):
-        blind_scores = output / "scores" / "blind" / dataset
+    for dataset, split, seeing, blind, blind_options, options in (
         # The blind model's scores are shown beside the other's, which are of every metric.
-        for name, scores, options in (
-            ("blind", blind_scores, ["--blind", "--em-only"]),
-            (
-                "stage2",
-                output / "scores" / "stage2" / dataset,
-                ["--blind-run", blind_scores, "--report", output / f"{dataset}.html", *size["scoring"]],
-            ),
+        ("scanqa", "test_w_obj", "stage2", "blind", ["--em-only"], size["scoring"]),
+        ("sqa3d", "test", "stage2", "blind", ["--em-only"], size["scoring"]),
+        ("arkit_actions", "val", "stage3", "stage3_blind", [], ["--save-plan", output / "plan.png"]),
+    ):
+        seeing_scores, blind_scores = (output / "scores" / name / dataset for name in (seeing, blind))
+        report = ["--blind-run", blind_scores, "--report", output / f"{dataset}.html"]
+        for name, scores, asked in (
+            (blind, blind_scores, ["--blind", *blind_options]),
+            (seeing, seeing_scores, [*report, *options]),
         ):
             step(
                 scores / "metrics.json",
                 python + ["recipes.eval", "--model", output / name, "--dataset", data / dataset, "--split", split]
-                + ["--output", scores, *options],
+                + ["--output", scores, *asked],
             )  # fmt: skip
     run(python + ["recipes.summary", "--demo", output])
 
@@ -121,12 +134,13 @@ def launcher() -> list:
     return launch + ["--config_file", RECIPES / "accelerate_configs" / "cpu.yaml"]
 
 
-def step(product: Path, command: list):
+def run_step(output: Path, product: Path, command: list):
     """Runs `command` unless `product`, which it moves into place when it is whole, is there."""
     if product.exists():
         print(f"# {product} is there", flush=True)
     else:
-        run(command)
+        with timed_step(output, str(product.relative_to(output))):
+            run(command)
 
 
 def run(command: list):

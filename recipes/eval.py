@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers the questions of a prepared dataset and scores the answers under five protocols, beside its baselines.
+"""Answers the questions of a prepared dataset and scores the answers under five protocols, beside its baselines; or asks
+for the actions of a prepared `arkit_actions` and scores their boxes.
 
 python -m recipes.eval --model BLIND_MODEL --dataset DIR --split SPLIT --output BLIND --blind
 python -m recipes.eval --model MODEL --dataset DIR --split SPLIT --output DIR --blind-run BLIND [--report page.html]
 
 Into DIR go predictions.jsonl, metrics.json, scores.json ({protocol: {metric: percent}}), details.json (with intervals)
 and verdicts.csv. `exact_match` in metrics.json is EM@1 of the protocol llava3d, in [0, 1]. --report adds a page to look at.
+Of actions it is predictions.jsonl (with references and errors, in the frames of view 0 and of the world) and metrics.json.
 """
 
 import argparse
@@ -18,6 +20,8 @@ import datasets
 import torch
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
+from recipes.evaluation.actions import TASK as ACTIONS
+from recipes.evaluation.actions import evaluate_actions
 from recipes.evaluation.generation import generate_answers
 from recipes.evaluation.page import report_page
 from recipes.evaluation.reading import dataset_of, listed
@@ -40,7 +44,13 @@ from recipes.metrics.three_d_qa.protocols import PROTOCOLS, exact_match
 from recipes.metrics.three_d_qa.question_types import question_type
 from recipes.metrics.three_d_qa.scoring import most_frequent_answers, score
 from recipes.training.data import SceneDataset
+from recipes.training.record import describe_dataset, hash_weights
 from recipes.training.sft import load_model, open_store
+
+
+# Options of one kind of dataset, which the other kind refuses, and what they are if not given.
+OF_QUESTIONS = {"prompt_style": "official", "em_only": False, "max_new_tokens": 32, "num_beams": 1}
+OF_ACTIONS = {"numbers_from": None, "save_plan": None, "plan_scene": None}
 
 
 def main():
@@ -60,7 +70,7 @@ def main():
         "--prompt-style",
         default="official",
         choices=PROTOCOLS,
-        help="append the protocol's suffix to the question (docs/scores.md); official (the default) and leo have none, "
+        help="append the protocol's suffix to the question (docs/evaluation.md); official (the default) and leo have none, "
         "and neither has training",
     )
     parser.add_argument("--em-only", action="store_true", help="leave out BLEU, METEOR, ROUGE-L and CIDEr")
@@ -71,7 +81,19 @@ def main():
     parser.add_argument(
         "--feature-store", "--feature_store", metavar="DIR", help="read features made by recipes.feature_store"
     )
+    actions = parser.add_argument_group("actions")
+    actions.add_argument(
+        "--numbers-from",
+        choices=("head", "text"),
+        help="whose box of place_anchor is scored first: the anchor head's (the default where there is one) or the text's",
+    )
+    actions.add_argument(
+        "--save-plan", type=Path, metavar="PLAN.png", help="draw a scene from above: cameras, true and predicted boxes"
+    )
+    actions.add_argument("--plan-scene", metavar="SCENE", help="which scene --save-plan draws; by default the first")
     arguments = parser.parse_args()
+    if arguments.plan_scene and not arguments.save_plan:
+        parser.error("--plan-scene says which scene --save-plan draws: it needs that")
     if arguments.blind and arguments.feature_store:
         parser.error("--feature-store gives a blind evaluation nothing to read: it withholds the images")
     if arguments.blind and arguments.blind_run:
@@ -87,6 +109,17 @@ def evaluate(arguments: argparse.Namespace):
     store = arguments.feature_store and open_store(arguments.feature_store, arguments.model, processor)
     source = SceneDataset(arguments.dataset, arguments.split, arguments.num_views, store)
     # What does not fit is found before the answers are generated.
+    tasks = set(source.qa["task"])
+    if ACTIONS in tasks and len(tasks) > 1:
+        raise ValueError(f"{arguments.dataset} mixes {', '.join(sorted(tasks))}: evaluate actions alone.")
+    others, kind = (OF_QUESTIONS, "text answers") if ACTIONS in tasks else (OF_ACTIONS, "actions")
+    given = [name for name, default in others.items() if getattr(arguments, name) != default]
+    if given:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(f"{names}: for {kind} only, and {arguments.dataset} has none.")
+    if ACTIONS in tasks:
+        evaluate_actions(arguments, processor, source)
+        return
     dataset = dataset_of(source.qa["task"], arguments.dataset)
     blind_answers = read_blind_run(arguments.blind_run, source) if arguments.blind_run else None
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -128,6 +161,9 @@ def evaluate(arguments: argparse.Namespace):
         "split": arguments.split,
         "blind": arguments.blind,
         "prompt_style": arguments.prompt_style,
+        # What was scored, for a model card: the path may hold another model by then.
+        "weights_sha256": hash_weights(Path(arguments.model)) if Path(arguments.model).is_dir() else None,
+        "prepared": describe_dataset(arguments.dataset),
         "num_questions": len(rows_with_references),
         "num_without_references": len(rows) - len(rows_with_references),
     }

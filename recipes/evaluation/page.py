@@ -109,9 +109,15 @@ def report_page(
         # "</script>" in an answer must not end the script element.
         "data": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
     }
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    pieces = template.split("{{")
+    return fill_template("page.html", parts)
+
+
+def fill_template(name: str, parts: dict[str, str]) -> str:
+    """The page `name` of this folder with `parts` in the places of its `{{part}}`; its style is that of all pages."""
+    folder = Path(__file__).parent
+    parts = parts | {"style": (folder / "page.css").read_text(encoding="utf-8")}
+    pieces = (folder / name).read_text(encoding="utf-8").split("{{")
     return pieces[0] + "".join(parts[name] + rest for name, rest in (piece.split("}}", 1) for piece in pieces[1:]))
 
 
-__all__ = ["report_page"]
+__all__ = ["data_uri", "fill_template", "html_table", "report_page"]
