@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of what a run reads: prepared data, weights, versions. Each returns what is wrong and what to do about it."""
+
+from argparse import Namespace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+from huggingface_hub import file_exists
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from packaging.version import Version
+
+from modeling_vggt_qwen3 import VggtQwen3Config
+from modeling_vggt_qwen3.convert_inputs import WeightFiles
+
+from .data_size import parquet_files
+from .shapes import local_config
+
+
+CONSTRAINTS = Path(__file__).parent.parent.parent / "constraints.txt"
+# What a recipe imports, with what it logs to.
+NEEDED = ("accelerate", "datasets", "deepspeed", "huggingface_hub", "numpy", "peft", "pillow", "pyyaml", "safetensors")
+NEEDED += ("tensorboard", "torch", "transformers")
+COLUMNS = {"scenes": {"scene_id", "images", "geometry"}, "qa": {"scene_id", "question", "answers"}}
+
+
+def check_data(settings: Namespace) -> list[str]:
+    """Every file of every split of every dataset: there, whole, with the columns and with rows; no scene in two splits."""
+    problems = []
+    scenes: dict[str, dict[str, str]] = {}  # split: {scene: dataset}
+    for path in settings.dataset_paths:
+        for split in dict.fromkeys((settings.train_split, settings.eval_split)):
+            for config in ("scenes", "qa"):
+                try:
+                    found = read_scene_ids(path, config, split)
+                except ValueError as error:
+                    problems.append(f"Data: {error}")
+                    continue
+                if config == "scenes":
+                    scenes.setdefault(split, {}).update(dict.fromkeys(found, path))
+    train, other = scenes.get(settings.train_split, {}), scenes.get(settings.eval_split, {})
+    shared = sorted(train.keys() & other.keys())
+    if shared:
+        problems.append(
+            f"Data: {len(shared)} scenes are in the split {settings.train_split} and in {settings.eval_split} "
+            f"({shared[0]} in {train[shared[0]]} and {other[shared[0]]}). Use splits that share none."
+        )
+    if settings.feature_store is not None and not Path(settings.feature_store).is_dir():
+        problems.append(
+            f"Data: there is no feature store {settings.feature_store}. Make it with recipes.feature_store."
+        )
+    return problems
+
+
+def read_scene_ids(path: str, config: str, split: str) -> list[str]:
+    """
+    The column `scene_id` of a split of a prepared repository; on the Hub only the card is read, and nothing returned.
+
+    Raises:
+        ValueError: naming the file, if one is missing, cut short, empty or without a column.
+    """
+    files, scene_ids = parquet_files(path, config, split), []
+    if not Path(path).is_dir():
+        return scene_ids
+    for file in files:
+        try:
+            with pyarrow.parquet.ParquetFile(file) as opened:
+                missing = COLUMNS[config] - set(opened.schema_arrow.names)
+                if missing:
+                    raise ValueError(f"{file} has no column {', '.join(sorted(missing))}. Prepare it again.")
+                scene_ids += opened.read(columns=["scene_id"])["scene_id"].to_pylist()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise ValueError(f"{file} is cut short or damaged ({error}). Prepare it again.") from error
+    if not scene_ids:
+        raise ValueError(f"{path} has no rows in the split {split!r} of {config!r}.")
+    return scene_ids
+
+
+def check_weights(name: str) -> list[str]:
+    """A checkpoint's files: there, whole, and agreeing with their index. Of a repository of the Hub, that it exists."""
+    folder = Path(name)
+    if not folder.is_dir():
+        if local_config(name) is not None:
+            return []
+        try:
+            if file_exists(name, "config.json"):
+                return []
+            reason = "the Hub has no such model"
+        except HFValidationError:
+            reason = "it is no name of a repository of the Hub either"
+        except (OSError, OfflineModeIsEnabled) as error:
+            reason = f"the Hub cannot be asked ({type(error).__name__})"
+        return [
+            f"Weights: there is no folder {name}, and {reason}. Train the stage before, or make a checkpoint with "
+            "python -m modeling_vggt_qwen3.convert_vggt_qwen3_to_hf."
+        ]
+    problems = []
+    if not (folder / "config.json").is_file():
+        return [f"Weights: {folder} has no config.json; it is no checkpoint."]
+    try:
+        VggtQwen3Config.from_json_file(folder / "config.json")
+    except (ValueError, TypeError, AttributeError) as error:
+        problems.append(f"Weights: {folder / 'config.json'} is not the configuration of a VGGT-Qwen3 model: {error}")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        problems.append(f"Weights: {folder} has no tokenizer (tokenizer.json). Copy or convert the checkpoint again.")
+    try:
+        files = WeightFiles(folder)
+    except (OSError, ValueError) as error:
+        return [*problems, f"Weights: {error} Copy or convert the checkpoint again."]
+    if not any(key.startswith("model.projector.") for key in files.tensors):
+        problems.append(f"Weights: {folder} holds no projector; it is no checkpoint of VGGT-Qwen3.")
+    return problems
+
+
+def check_versions() -> tuple[list[str], list[str]]:
+    """Installed packages against the versions that the tests ran with: older ones are problems, newer ones warnings."""
+    problems, warnings = [], []
+    if not CONSTRAINTS.is_file():
+        return [], [f"{CONSTRAINTS.name} is not here: versions are not checked."]
+    for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines():
+        name, _, tested = line.partition("==")
+        if name not in NEEDED:
+            continue
+        try:
+            installed = Version(version(name)).public
+        except PackageNotFoundError:
+            problems.append(f"Versions: {name} is not installed. pip install -c constraints.txt -e .")
+            continue
+        if Version(installed) < Version(tested):
+            problems.append(
+                f"Versions: {name} {installed} is older than {tested}. pip install -c constraints.txt -e ."
+            )
+        elif Version(installed) > Version(tested):
+            warnings.append(f"{name} {installed} is newer than the tested {tested}.")
+    return problems, warnings
+
+
+__all__ = ["check_data", "check_versions", "check_weights"]

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From checkpoints of every kind to folders that load."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from toys import toy_model, toy_processor, toy_views, write_toy_repo
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from recipes.export import main as export_main
+from recipes.training.arguments import CONFIGS
+from recipes.training.preemption import SIGNALS
+from recipes.training.sft import main as train
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    torch.manual_seed(0)
+    model = toy_model()
+    for part in (model, toy_processor(model.config)):
+        part.save_pretrained(folder / "model")
+    repo = write_toy_repo(folder / "toy_scanqa_export", {"train": 4, "val": 1})
+    return [
+        "--model_name_or_path", folder / "model", "--dataset_paths", repo, "--dataset_weights", 1, "--image_size", 28,
+        "--gradient_accumulation_steps", 1, "--per_device_train_batch_size", 1, "--questions_per_scene", 2,
+        "--report_to", "none", "--freeze_text_layers", 0, "--max_steps", 2, "--save_steps", 2, "--eval_strategy", "no",
+        "--load_best_model_at_end", "false", "--learning_rate", 0.05, "--seed", 3, "--dataloader_num_workers", 0,
+        "--warmup_steps", 0, "--projector_learning_rate", 0.05,
+    ]  # fmt: skip
+
+
+def checkpoint_of(inputs, output, *arguments):
+    """The checkpoint of a run in this process."""
+    handlers, argv = {number: signal.getsignal(number) for number in SIGNALS}, sys.argv
+    sys.argv = [str(argument) for argument in ("stage2.py", *inputs, "--output_dir", output, *arguments)]
+    try:
+        train(CONFIGS / "stage2_3d.yaml")
+    finally:
+        sys.argv = argv
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return output / "checkpoint-2"
+
+
+@pytest.fixture(scope="module")
+def lora(inputs, tmp_path_factory):
+    return checkpoint_of(inputs, tmp_path_factory.mktemp("lora"), "--bf16", "false")
+
+
+def export(checkpoint, output, *arguments):
+    try:
+        export_main([str(part) for part in ("--checkpoint", checkpoint, "--output", output, *arguments)])
+    except SystemExit as ended:
+        return ended.code
+    return None
+
+
+@torch.no_grad()
+def logits_of(model, processor):
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What color is the chair?"}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    return model.eval()(**processor(text=text, images=toy_views(2), return_tensors="pt")).logits
+
+
+def test_merged_and_unmerged_logits_agree(inputs, lora, tmp_path):
+    """Catches an adapter that is merged wrongly, or modules beside it that are forgotten; nothing of Trainer's is needed."""
+    assert export(lora, tmp_path / "merged", "--merge-lora", "--dtype", "float32") is None
+    assert export(lora, tmp_path / "adapter") is None
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    processor = AutoProcessor.from_pretrained(tmp_path / "merged")
+    base = AutoModelForImageTextToText.from_pretrained(inputs[1])
+    before = logits_of(base, processor)
+    unmerged = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    expected = logits_of(unmerged, processor)
+    torch.testing.assert_close(logits_of(merged, processor), expected, atol=1e-5, rtol=0)
+    print(f"largest difference {(logits_of(merged, processor) - expected).abs().max():.1e}")
+    assert (expected - before).abs().max() > 1e-2  # the training is in it
+    # As the run itself leaves it at its end.
+    final = AutoModelForImageTextToText.from_pretrained(lora.parent)
+    torch.testing.assert_close(logits_of(final, processor), expected, atol=1e-5, rtol=0)
+    assert '"use_cache": false' not in (tmp_path / "merged" / "config.json").read_text()
+    assert {path.name for path in (tmp_path / "merged").glob("*.py")} >= {"modeling_vggt_qwen3.py", "modeling_vggt.py"}
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    # The adapter names the model that it belongs to.
+    assert str(inputs[1]) in (tmp_path / "adapter" / "adapter_config.json").read_text()
+
+
+def test_dtype_of_what_is_written(inputs, lora, tmp_path):
+    """Catches an option that is parsed and not used, and modules trained in float32 that stay so."""
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        assert export(lora, tmp_path / name, "--merge-lora", "--dtype", name) is None
+        assert {tensor.dtype for tensor in load_file(tmp_path / name / "model.safetensors").values()} == {dtype}
+
+
+def test_a_checkpoint_without_lora(inputs, tmp_path):
+    checkpoint = checkpoint_of(inputs, tmp_path / "run", "--bf16", "false", "--lora_r", 0)
+    assert "no LoRA to merge" in export(checkpoint, tmp_path / "model", "--merge-lora")
+    assert export(checkpoint, tmp_path / "model") is None
+    weights, trained = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", tmp_path / "run"))
+    assert weights.keys() == trained.keys()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in weights.items())
+
+
+def test_bad_input_leaves_nothing_behind(lora, tmp_path):
+    """Catches half a model that looks like one."""
+    damaged = tmp_path / "damaged" / "checkpoint-2"
+    shutil.copytree(lora, damaged)
+    weights = damaged / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert "adapter_model.safetensors has" in export(damaged, tmp_path / "model")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert "exists" in export(lora, tmp_path / "full")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "full"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+@pytest.mark.parametrize("lora_r", [0, 16])
+def test_zero_checkpoints_come_back_whole(stage, lora_r, inputs, tmp_path):
+    """Catches weights of 16 bits exported in place of the optimizer's float32, and parts of processes in the wrong order."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", 0, "--num_processes", 2]
+    command += ["--config_file", ROOT / "recipes" / "accelerate_configs" / f"{stage}.yaml", ROOT / "recipes/stage2.py"]
+    command += [*inputs, "--output_dir", tmp_path / "run", "--lora_r", lora_r, "--bf16", "true"]
+    result = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    merge = ["--merge-lora"] if lora_r else []
+    assert export(tmp_path / "run" / "checkpoint-2", tmp_path / "exported", *merge, "--dtype", "float32") is None
+    exported, final = (load_file(tmp_path / folder / "model.safetensors") for folder in ("exported", "run"))
+    start = load_file(inputs[1] / "model.safetensors")
+    assert exported.keys() == final.keys() == start.keys()
+    moved = {name for name in start if not torch.equal(start[name], exported[name])}
+    assert any(".projector." in name for name in moved) and any("layers.1.self_attn" in name for name in moved)
+    assert not any(".vision_model." in name or "layers.0." in name for name in moved)
+    for name, tensor in exported.items():
+        # The run's own final weights have gone through bfloat16.
+        torch.testing.assert_close(tensor, final[name].float(), atol=2e-2, rtol=2e-2, msg=name)
+    assert any(not torch.equal(exported[name], exported[name].bfloat16().float()) for name in moved)

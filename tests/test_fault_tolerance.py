@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that are preempted, killed while they save, out of disk, or continued with other settings."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from toys import toy_model, toy_processor, write_toy_repo
+
+from recipes.training.arguments import CONFIGS
+from recipes.training.checkpoints import (
+    CheckpointError,
+    ResumableTrainer,
+    check_checkpoint,
+    last_whole_checkpoint,
+)
+from recipes.training.preemption import REQUEUE_EXIT_CODE, SIGNALS
+from recipes.training.sft import main
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A toy checkpoint and the arguments that every run here shares."""
+    folder = tmp_path_factory.mktemp("inputs")
+    torch.manual_seed(0)
+    model = toy_model()
+    for part in (model, toy_processor(model.config)):
+        part.save_pretrained(folder / "model")
+    repo = write_toy_repo(folder / "toy_scanqa_fault", {"train": 6, "val": 2})
+    return [
+        "--model_name_or_path", folder / "model", "--dataset_paths", repo, "--dataset_weights", 1, "--image_size", 28,
+        "--gradient_accumulation_steps", 1, "--per_device_train_batch_size", 2, "--questions_per_scene", 2,
+        "--report_to", "none", "--bf16", "false", "--freeze_text_layers", 0, "--max_steps", 6, "--save_steps", 2,
+        "--eval_strategy", "no", "--load_best_model_at_end", "false", "--logging_steps", 1, "--seed", 3,
+        "--save_total_limit", 5, "--dataloader_num_workers", 0,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def run(inputs, monkeypatch):
+    """Runs stage 2 in this process, as its script does; returns the exit code or message, None if it came to its end."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def run_stage(output, *arguments):
+        argv = ["stage2.py", *inputs, "--output_dir", output, *arguments]
+        monkeypatch.setattr(sys, "argv", [str(argument) for argument in argv])
+        try:
+            main(CONFIGS / "stage2_3d.yaml")
+        except SystemExit as ended:
+            return ended.code
+        return None
+
+    yield run_stage
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def whole(inputs, tmp_path_factory):
+    """A run that nothing disturbed: three checkpoints."""
+    output = tmp_path_factory.mktemp("whole")
+    before = sys.argv
+    sys.argv = ["stage2.py", *map(str, inputs), "--output_dir", str(output)]
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        main(CONFIGS / "stage2_3d.yaml")
+    finally:
+        sys.argv = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return output
+
+
+def losses_of(output):
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+
+################
+# Whole or not
+################
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def zero(path):
+    """What a file system can leave of a file when the power goes: its length, without its bytes."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+def with_code(path):
+    size = path.stat().st_size
+    torch.save({"state": Harmful()}, path)
+    manifest = path.parent / "manifest.json"
+    content = json.loads(manifest.read_text())
+    assert content["files"][path.name] == size
+    content["files"][path.name] = path.stat().st_size
+    manifest.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "expected"),
+    [
+        (Path.unlink, "manifest.json", "written last"),
+        (Path.unlink, "rng_state.pth", "rng_state.pth is missing"),
+        (cut, "adapter_model.safetensors", "adapter_model.safetensors has"),
+        (cut, "optimizer.pt", "optimizer.pt has"),
+        (zero, "adapter_model.safetensors", "adapter_model.safetensors: "),
+        (zero, "trainer_state.json", "trainer_state.json: "),
+        (zero, "scheduler.pt", "scheduler.pt: "),
+        (with_code, "optimizer.pt", "system"),
+    ],
+)
+def test_a_damaged_checkpoint_is_not_resumed(damage, name, expected, whole, tmp_path, caplog):
+    """Catches a choice by name alone: the previous whole one is taken, with a line that names the damaged one."""
+    shutil.copytree(whole, tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoint-6" / name)
+    with pytest.raises(CheckpointError, match=expected):
+        check_checkpoint(tmp_path / "run" / "checkpoint-6")
+    with caplog.at_level(logging.WARNING):
+        assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-4"
+    (line,) = [record.getMessage() for record in caplog.records if "checkpoint-6" in record.getMessage()]
+    assert expected in line and "\n" not in line
+
+
+def test_a_run_without_a_whole_checkpoint_does_not_start_again_by_itself(whole, run, tmp_path):
+    """Catches a week of training that begins anew, and writes over what might have been saved."""
+    shutil.copytree(whole, tmp_path / "run")
+    for folder in (tmp_path / "run").glob("checkpoint-*"):
+        (folder / "manifest.json").unlink()
+    assert "None of the 3 checkpoints" in run(tmp_path / "run")
+
+
+def test_a_run_killed_while_it_saves_resumes_from_the_one_before(whole, run, tmp_path, monkeypatch):
+    """Catches a half-written checkpoint that is picked, and an old one deleted before the new one is whole."""
+    save_rng_state = ResumableTrainer._save_rng_state
+
+    def killed(trainer, output_dir):
+        if trainer.state.global_step == 4:
+            raise KeyboardInterrupt
+        save_rng_state(trainer, output_dir)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableTrainer, "_save_rng_state", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, "--save_total_limit", 1)
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert (tmp_path / "_saving" / "checkpoint-4" / "adapter_model.safetensors").exists()
+    assert run(tmp_path, "--save_total_limit", 1) is None
+    assert losses_of(tmp_path) == losses_of(whole)
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
+    assert not (tmp_path / "_saving").exists()
+
+
+def test_the_best_checkpoint_is_known_by_its_final_name(run, tmp_path):
+    """Catches a trainer_state.json that points into the folder which the checkpoint was written in."""
+    best = ["--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", 2, "--eval_questions", 1]
+    assert run(tmp_path, *best, "--max_steps", 4, "--max_new_tokens", 1) is None
+    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    assert Path(state["best_model_checkpoint"]) == tmp_path / f"checkpoint-{state['best_global_step']}"
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(whole, run, tmp_path):
+    """Catches a last good checkpoint lost to one that does not fit: on a real file system with room for one and a half."""
+    size = sum(path.stat().st_size for path in (whole / "checkpoint-2").rglob("*"))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(1.5 * size)}", "tmpfs", disk], check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        message = run(disk / "run")
+        assert "Saving" in message and "checkpoint-4 failed" in message and "MiB were free" in message
+        assert "checkpoint-2 is whole" in message
+        assert last_whole_checkpoint(disk / "run").name == "checkpoint-2"
+        # With more room the same command goes on.
+        subprocess.run(["mount", "-o", f"remount,size={20 * size}", disk], check=True)
+        assert run(disk / "run") is None
+        assert losses_of(disk / "run") == losses_of(whole)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+################
+# Preemption
+################
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_preempted_run_saves_and_goes_on(number, whole, run, tmp_path, monkeypatch):
+    """Catches a signal that ends the run at once, a second one that breaks the checkpoint, and lost or repeated steps."""
+    step, save_rng_state = ResumableTrainer.training_step, ResumableTrainer._save_rng_state
+
+    def signalled_step(trainer, *arguments):
+        if trainer.state.global_step == 2:
+            os.kill(os.getpid(), number)
+        return step(trainer, *arguments)
+
+    def signalled_save(trainer, output_dir):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save_rng_state(trainer, output_dir)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableTrainer, "training_step", signalled_step)
+        patch.setattr(ResumableTrainer, "_save_rng_state", signalled_save)
+        assert run(tmp_path) == REQUEUE_EXIT_CODE
+    check_checkpoint(tmp_path / "checkpoint-3")
+    told = json.loads((tmp_path / "preempted.json").read_text())
+    assert (told["step"], told["checkpoint"]) == (3, "checkpoint-3")
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert run(tmp_path) is None
+    assert losses_of(tmp_path) == losses_of(whole)
+    assert not (tmp_path / "preempted.json").exists() and list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_signal_before_training_ends_the_run_at_once(run, tmp_path, monkeypatch):
+    """Catches minutes of loading that a preempted job no longer has."""
+    monkeypatch.setattr("recipes.training.sft.load_for_training", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    assert run(tmp_path) == REQUEUE_EXIT_CODE
+    assert json.loads((tmp_path / "preempted.json").read_text())["checkpoint"] is None
+
+
+def launched(inputs, output, *arguments):
+    """Stage 2 with two processes under torchrun, each with a data loader of its own: returns torchrun's process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    command += [ROOT / "recipes" / "stage2.py", *inputs, "--output_dir", output, *arguments]
+    return subprocess.Popen(
+        list(map(str, command)),
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("receiver", ["torchrun", "worker"])
+def test_two_processes_are_preempted_together(receiver, inputs, tmp_path):
+    """Catches ranks that stop at different steps (a hang), data loaders that die of the signal, and a partial checkpoint."""
+    long = ["--max_steps", 500, "--save_steps", 1000, "--per_device_train_batch_size", 1]
+    long += ["--dataloader_num_workers", 1, "--num_train_epochs", 100]
+    with launched(inputs, tmp_path, *long, "--max_steps", 500) as process:
+        try:
+            workers = training_processes(process)
+            if receiver == "torchrun":
+                process.terminate()  # torchrun passes SIGTERM on to the processes' groups: data loaders included
+            else:
+                workers[1].send_signal(signal.SIGUSR1)
+            errors = process.communicate(timeout=120)[1]
+        finally:
+            process.kill()
+    assert process.returncode != 0
+    assert (tmp_path / "preempted.json").exists(), errors[-3000:]
+    told = json.loads((tmp_path / "preempted.json").read_text())
+    assert told["checkpoint"] is not None, errors[-3000:]
+    check_checkpoint(tmp_path / told["checkpoint"])
+    assert (tmp_path / told["checkpoint"] / "rng_state_1.pth").exists()
+    assert not list(tmp_path.glob("*.safetensors"))
+    # The same settings, but for where the signal comes: it goes on where it stopped.
+    with launched(inputs, tmp_path, *long) as process:
+        training_processes(process)
+        process.terminate()
+        process.communicate(timeout=120)
+    assert json.loads((tmp_path / "preempted.json").read_text())["step"] > told["step"]
+
+
+def training_processes(launcher, timeout=120):
+    """The training processes of a launcher, once they have data loaders: that is, once they train."""
+    deadline = time.time() + timeout
+    while time.time() < deadline and launcher.poll() is None:
+        workers = sorted(psutil.Process(launcher.pid).children(), key=lambda process: process.pid)
+        if len(workers) == 2 and all(worker.children() for worker in workers):
+            time.sleep(1)
+            return workers
+        time.sleep(0.1)
+    raise AssertionError(launcher.stderr.read() if launcher.poll() is not None else "training did not begin")
+
+
+################
+# Another run's output
+################
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (["--learning_rate", 0.5], "learning_rate is 5e-06 there and 0.5 here"),
+        (["--lora_r", 4], "lora_r is 16 there and 4 here"),
+        (["--per_device_train_batch_size", 1], "global_batch_size is 2 there and 1 here"),
+        (["--seed", 4, "--max_steps", 8], "max_steps is 6 there and 8 here; seed is 3 there and 4 here"),
+    ],
+)
+def test_another_configuration_does_not_continue_a_run(changed, expected, whole, run):
+    """Catches a run that goes on with other settings, or a resumed data order that skips and repeats packs."""
+    before = (whole / "run_config.yaml").read_text()
+    assert expected in run(whole, *changed)
+    assert (whole / "run_config.yaml").read_text() == before
+
+
+def test_what_does_not_change_the_result_may_change(whole, run, tmp_path):
+    """Catches a run that cannot be resumed on another machine: half the micro-batch, accumulated, is the same run."""
+    shutil.copytree(whole, tmp_path / "run")
+    for step in (4, 6):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    smaller = ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2, "--eval_questions", 3]
+    assert run(tmp_path / "run", *smaller, "--lora_dropout", 0.05) is None
+    assert yaml.safe_load((tmp_path / "run" / "run_config.yaml").read_text())["data"]["eval_questions"] == 3
+    assert set(losses_of(tmp_path / "run")) == set(range(1, 7))
+
+
+def test_a_folder_that_is_no_run_is_refused(whole, run, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"someone's")
+    assert "no run_config.yaml" in run(tmp_path)
