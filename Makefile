@@ -1,11 +1,12 @@
 # Each target works from a bare clone with only python3 (3.11 or newer) and make.
 #
-#   make setup      .venv with the tested versions of everything
-#   make demo       the whole recipe on procedural rooms, into DEMO_DIR
-#   make test       every test but the slow ones
-#   make test-slow  those that take long: figures of speed and memory, Java's scores
-#   make quality    lint and formatting, checked
-#   make style      lint and formatting, fixed
+#   make setup         .venv with the tested versions of everything
+#   make demo          the whole recipe on procedural rooms, into DEMO_DIR
+#   make test          every test but the slow ones
+#   make test-slow     those that take long: figures of speed and memory, Java's scores, the commands of the docs
+#   make docs-figures  numbers and pictures in README.md and docs/, from the run in DEMO_DIR
+#   make quality       lint and formatting, checked
+#   make style         lint and formatting, fixed
 #
 # torch comes first and alone, from the index pip is configured with; with plain PyPI on Linux that is the CUDA build.
 # TORCH_INDEX_URL takes it from another index, for example the CPU build:
@@ -20,7 +21,7 @@ VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard modeling_vggt_qwen3 data_scripts recipes tests push_to_hub.py setup.py)
 
-.PHONY: setup demo test test-slow quality style
+.PHONY: setup demo test test-slow docs-figures quality style
 
 setup: $(INSTALLED)
 
@@ -43,6 +44,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest tests -m slow
+
+docs-figures: $(INSTALLED)
+	$(VENV_PYTHON) -m recipes.docs_figures --demo $(DEMO_DIR)
 
 quality: $(INSTALLED)
 	$(VENV_PYTHON) -m ruff check $(SOURCES)

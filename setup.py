@@ -19,6 +19,7 @@ INSTALL_REQUIRES = [
     "plyfile>=1.1",
     "pyyaml>=6.0.3",
     "safetensors>=0.8",
+    "scipy>=1.17",
     "tensorboard>=2.21",
     "torch>=2.13",
     "tqdm>=4.70",
@@ -26,7 +27,15 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
-    "dev": ["pycocoevalcap>=1.2", "pytest>=9.2", "ruff>=0.17.6", "trimesh>=5.2"],
+    "actions": ["xgrammar>=0.2.8"],
+    "dev": [
+        "jsonschema>=4.26",
+        "pycocoevalcap>=1.2",
+        "pytest>=9.2",
+        "ruff>=0.17.6",
+        "trimesh>=5.2",
+        "xgrammar>=0.2.8",
+    ],
     "metrics": ["pycocoevalcap>=1.2"],
     "scene": ["trimesh>=5.2"],
 }
@@ -58,6 +67,7 @@ setup(
         "recipes": [
             "configs/**/*.yaml",
             "configs/**/*.json",
+            "evaluation/*.css",
             "evaluation/*.html",
             "accelerate_configs/*.yaml",
             "accelerate_configs/*.json",
