@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
-from toys import toy_geometry, toy_model, toy_processor, toy_views
+from toys import toy_geometry, toy_model, toy_processor, toy_views, write_toy_repo
 
 from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from modeling_vggt_qwen3.geometry_vggt_qwen3 import Cameras, project_points, relative_extrinsics
 from modeling_vggt_qwen3.modeling_vggt_qwen3_anchor import anchor_losses, patch_rays
 from recipes.training.collator import PackCollator
+from recipes.training.data import Pack, PackDataset, SceneDataset
 
 
 BOX = [0.5, -0.2, 2.0, 0.6, 1.0, 0.4, 0.0, 0.6, -0.8]
@@ -149,6 +150,22 @@ def test_each_weight_of_a_loss_is_read(model_and_processor, name):
     outputs = model(**batch, loss_weights=weights | {name: 3.0})
     torch.testing.assert_close(outputs.loss, 3 * outputs.losses[name])
     model.eval()
+
+
+def test_a_share_of_the_anchors_keeps_its_text(model_and_processor, tmp_path):
+    """Catches a share that drops the anchors with their texts, the texts of questions, or whole sequences."""
+    _, processor = model_and_processor
+    repos = [write_toy_repo(tmp_path / task, {"train": 3}, task=task) for task in ("arkit_actions", "scanqa")]
+    sources = [SceneDataset(str(path), "train") for path in repos]
+    dataset = PackDataset(sources, questions_per_scene=4, anchor_text_share=0.25)
+    texts = [dataset[Pack(0, 0, (0, 1, 2, 3), seed)] for seed in range(200)]
+    kept = [[answer is not None for _, answer in example["questions"]] for example in texts]
+    assert all(row[0] for row in kept) and 0.2 < sum(sum(row[1:]) for row in kept) / 600 < 0.3
+    assert all(answer for _, answer in dataset[Pack(1, 0, (0, 1, 2, 3), 0)]["questions"])
+    batch = PackCollator(processor)([texts[0]])
+    assert len(batch["anchor_targets"]) == 4
+    segments = batch["segment_ids"][batch["labels"] != -100].unique().tolist()
+    assert segments == [number for number, has_text in enumerate(kept[0], start=1) if has_text]
 
 
 def test_anchors_do_not_depend_on_the_world_frame(model_and_processor):

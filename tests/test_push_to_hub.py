@@ -287,38 +287,13 @@ def test_broken_checkpoint_is_not_published(tmp_path):
 def test_trainer_pushes_the_same_card(tmp_path):
     """Catches Trainer's own card, pickles or half a model on the Hub when a recipe is run with push_to_hub."""
     run = make_run(tmp_path / "run")
-    command = [
-        sys.executable,
-        "recipes/stage2.py",
-        "--model_name_or_path",
-        str(run.model),
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    command += [
-        "--dataset_paths",
-        str(run.data),
-        "--image_size",
-        "28",
-        "--max_steps",
-        "2",
-        "--bf16",
-        "false",
-        "--report_to",
-    ]
-    command += [
-        "tensorboard",
-        "--eval_strategy",
-        "steps",
-        "--eval_steps",
-        "2",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "2",
-    ]
-    command += ["--dataloader_num_workers", "0", "--gradient_accumulation_steps", "1", "--freeze_text_layers", "0"]
-    command += ["--push_to_hub", "true", "--hub_model_id", "org/trained", "--hub_private_repo", "true"]
+    options = (
+        f"--model_name_or_path {run.model} --output_dir {tmp_path / 'out'} --dataset_paths {run.data} --dataset_weights 1 "
+        "--image_size 28 --max_steps 2 --bf16 false --report_to tensorboard --eval_strategy steps --eval_steps 2 "
+        "--save_strategy steps --save_steps 2 --dataloader_num_workers 0 --gradient_accumulation_steps 1 "
+        "--freeze_text_layers 0 --push_to_hub true --hub_model_id org/trained --hub_private_repo true"
+    )
+    command = [sys.executable, "recipes/stage2.py", *options.split()]
     with HubServer() as hub:
         environment = hub.environment(tmp_path / "home")
         done = subprocess.run(command, env=environment, cwd=ROOT, text=True, capture_output=True, check=False)

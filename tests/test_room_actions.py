@@ -68,19 +68,19 @@ def random_boxes(number, seed):
 )
 def test_overlap_of_known_boxes(first, second, expected):
     """Catches extents in another order, half sizes, a normal that is not the depth, and touching counted as overlap."""
-    assert iou(first, second) == pytest.approx(expected, abs=1e-9)
-    assert iou(second, first) == pytest.approx(expected, abs=1e-9)
+    assert iou(first, second) == pytest.approx(expected, abs=1e-8)
+    assert iou(second, first) == pytest.approx(expected, abs=1e-8)
 
 
 def test_overlap_does_not_depend_on_the_frame():
     """Catches a vertical that is taken for z: a camera looks down, and boxes that stand lean in its frame."""
     rng = np.random.default_rng(0)
     turn = box_axes(rng.normal(size=(1, 3)), rng.normal(size=(1, 3)))[0]
-    first, second = box(extent=(1, 2, 0.5), normal=(1, 0.3, 0)), box(center=(0.2, 0.1, 0.3), normal=(1, 1, 0))
+    first, second = box(extent=(1, 3, 0.5), normal=(1, 0.3, 0)), box(extent=(0.6, 3, 0.6), normal=(1, -1, 0))
     moved = [
         {**each, "center": turn @ each["center"] + 3, "normal": turn @ each["normal"]} for each in (first, second)
     ]
-    assert iou(*moved, up=turn @ UP) == pytest.approx(iou(first, second), abs=1e-9)
+    assert iou(*moved, up=turn @ UP) == pytest.approx(iou(first, second), abs=1e-8)
     assert iou(*moved) != pytest.approx(iou(first, second), abs=0.02)
 
 
@@ -220,10 +220,9 @@ def test_constant_of_a_label():
     assert answer["label"] == "bed" and answer["center"] == [2, 0, 2]
     np.testing.assert_allclose(answer["normal"], np.array([2, 1, 0]) / 5**0.5)
     # A label never seen takes what all of them have together.
-    assert constant.answer(anchor("harp"))["center"] == [1, 0, 0]
-    assert constant.answer(list_of(box(), label="harp"))["objects"] == [constant.answer(anchor("harp")) and {
-        key: constant.answer(anchor("harp"))[key] for key in ("center", "extent", "normal")
-    }]  # fmt: skip
+    assert constant.answer(anchor("harp"))["center"] == [1, 0, 2]
+    (listed,) = constant.answer(list_of(label="harp"))["objects"]
+    assert listed["center"] == [1, 0, 2] and "label" not in listed
 
 
 def test_constant_of_lists_and_rooms():

@@ -2,6 +2,7 @@
 """`demo.json` in the folder of `recipes.demo`: on which machine and with which code it was made, and how long each step took."""
 
 import json
+import os
 import subprocess
 import time
 from contextlib import contextmanager
@@ -26,12 +27,17 @@ def start_session(demo: Path, settings: dict, device_type: str):
             "started": now(),
             "settings": settings,
             "commit": find_commit(),
-            "machine": describe_machine() | {"bfloat16": has_fast_bfloat16(device_type)},
+            "machine": describe_machine() | {"bfloat16": has_fast_bfloat16(device_type), "threads": count_threads()},
             "versions": {name: version(name) for name in LIBRARIES},
             "steps": [],
         }
     )
     write_atomically(path, json.dumps(record, indent=2) + "\n")
+
+
+def count_threads() -> int:
+    """Threads that the steps of the demo compute with: all cores, unless `OMP_NUM_THREADS` says otherwise."""
+    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
 
 
 @contextmanager

@@ -74,6 +74,13 @@ class DataArguments:
     questions_per_scene: int = field(
         default=16, metadata={"help": "Questions of a scene that share its encoded views in one training sequence."}
     )
+    anchor_text_share: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the anchors trained with their action's text, which is most of a sequence; the others train "
+            "the anchor head alone."
+        },
+    )
     geometry_source: Literal["dataset", "predicted", "none"] | None = field(
         default=None,
         metadata={
@@ -215,6 +222,8 @@ def check_data_arguments(arguments: DataArguments):
         raise ValueError(f"dataset_weights must not be negative, nor all zero: {arguments.dataset_weights}.")
     if not 0 <= arguments.view_dropout < 1:
         raise ValueError(f"view_dropout must be at least 0 and below 1, got {arguments.view_dropout}.")
+    if not 0 <= arguments.anchor_text_share <= 1:
+        raise ValueError(f"anchor_text_share must be between 0 and 1, got {arguments.anchor_text_share}.")
     if arguments.feature_store is not None and arguments.blind:
         raise ValueError("feature_store gives a blind run nothing to read: it withholds the images.")
     for name in ("questions_per_scene", "num_views", "eval_questions"):

@@ -37,11 +37,13 @@ class PackCollator:
         self.tokenize_segment = lru_cache(maxsize=65536)(self._tokenize_segment)
 
     def _tokenize_segment(
-        self, question: str, answer: str, with_images: bool, anchor: bool
+        self, question: str, answer: str | None, with_images: bool, anchor: bool
     ) -> tuple[list[int], list[int]]:
-        """The tokens of the prompt after the prefix, and those of the answer with its end."""
+        """The tokens of the prompt after the prefix, and those of the answer with its end, none if it is None."""
         _, prompt_ids = self.processor.split_prompt(question, with_images, anchor)
         tokenizer = self.processor.tokenizer
+        if answer is None:
+            return prompt_ids, []
         return prompt_ids, tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
 
     def check_context(self, source: SceneDataset):

@@ -187,6 +187,8 @@ class PackDataset(torch.utils.data.Dataset):
         blind (`bool`): Give no images at all.
         drop_tokens (`bool`): With a feature store, drop the tokens of views after the encoder has mixed all views.
             Otherwise one of the subsets in the store is drawn, which the encoder has seen as it is.
+        anchor_text_share (`float`): Share of the anchors that are trained with the text of their action; the others, whose
+            answer is None, train the anchor head alone. The first question of a sequence always has its text.
 
     Raises:
         ValueError: if a question has no answer to train on, naming it, or a store has no subsets for `view_dropout`.
@@ -199,12 +201,14 @@ class PackDataset(torch.utils.data.Dataset):
         view_dropout: float = 0.0,
         blind: bool = False,
         drop_tokens: bool = False,
+        anchor_text_share: float = 1.0,
     ):
         self.sources = sources
         self.questions_per_scene = questions_per_scene
         self.view_dropout = view_dropout
         self.blind = blind
         self.drop_tokens = drop_tokens
+        self.anchor_text_share = anchor_text_share
         for source in sources:
             if source.store is not None and view_dropout and not drop_tokens:
                 for entry in source.stored:
@@ -235,7 +239,10 @@ class PackDataset(torch.utils.data.Dataset):
         for row in source.questions(pack.questions):
             anchors.append(anchor_of(row))
             # Every reference is as good: which one is learned is drawn anew in every epoch.
-            questions.append((question_text(row), row["answers"][rng.integers(len(row["answers"]))]))
+            answer = row["answers"][rng.integers(len(row["answers"]))]
+            if self.anchor_text_share < 1 and anchors[-1] is not None and len(anchors) > 1:
+                answer = answer if rng.random() < self.anchor_text_share else None
+            questions.append((question_text(row), answer))
         if self.blind:
             return {"images": [], "geometry": None, "questions": questions, "anchors": anchors}
         if source.store is not None and self.view_dropout and not self.drop_tokens:

@@ -109,6 +109,10 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
         data_arguments.view_dropout,
         data_arguments.blind,
         data_arguments.feature_store_drop_tokens,
+        # Without a head there is nothing to train on an anchor but its text.
+        data_arguments.anchor_text_share
+        if processor.has_anchor_head or model_arguments.numbers_from == "head"
+        else 1.0,
     )
 
     ################

@@ -88,7 +88,8 @@ def _face_terms(box, other, margin: float) -> np.ndarray:
     `[N]` what the faces of `box`, as far as they lie in `other`, add to the intersection's volume.
 
     Args:
-        margin: How far outside of `other` still counts as inside; negative leaves out faces the two share.
+        margin: How far outside of a face of `other` that looks the same way still counts as inside; negative leaves out
+            the faces that the two share.
     """
     (centers, axes, sizes), (other_centers, other_axes, other_sizes) = box, other
     # Face 2 i + s of a box is at -size/2 (s = 0) or size/2 along axis i, its corners in a ring about the other two.
@@ -104,10 +105,14 @@ def _face_terms(box, other, margin: float) -> np.ndarray:
     # In the other box's own frame its faces are x, y, z = +-size/2.
     polygons = np.einsum("nfcj,nij->nfci", polygons - other_centers[:, None, None], other_axes).reshape(-1, 4, 3)
     limits = np.repeat(other_sizes / 2, 6, axis=0)  # [6 N, 3]
+    facing = np.einsum("nfj,nij->nfi", normals, other_axes).reshape(-1, 3)
     counts = np.full(len(polygons), 4)
     for axis in range(3):
         for sign in (-1, 1):
-            polygons, counts = _clip(polygons, counts, sign * polygons[..., axis] - limits[:, axis, None] - margin)
+            # Faces that touch from outside look at each other, and bound nothing in common.
+            margins = np.where(sign * facing[:, axis] < 0, -SAME_PLANE, margin)
+            outside = sign * polygons[..., axis] - (limits[:, axis] + margins)[:, None]
+            polygons, counts = _clip(polygons, counts, outside)
     # Newell: half the sum of the cross products of neighbours; what repeats the last corner adds nothing.
     origin = polygons[:, :1]
     areas = np.linalg.norm(
