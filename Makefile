@@ -39,8 +39,9 @@ $(INSTALLED): setup.py constraints.txt pyproject.toml
 demo: $(INSTALLED)
 	$(VENV_PYTHON) -m recipes.demo --output $(DEMO_DIR)
 
+# Several processes of one thread each: toy models keep no two threads busy, and threads of two processes block each other.
 test: $(INSTALLED)
-	$(VENV_PYTHON) -m pytest tests -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest tests -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest tests -m slow

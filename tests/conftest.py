@@ -3,6 +3,22 @@
 
 import os
 
+import pytest
+
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A running Hub of our own that this process may reach, whatever CI forbids, without waiting between attempts."""
+    import huggingface_hub.constants
+    import huggingface_hub.utils._http
+    from hub_server import HubServer
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
+    with HubServer() as server:
+        yield server

@@ -3,6 +3,7 @@
 
 import io
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -72,6 +73,16 @@ def test_labels_do_not_cover_each_other(monkeypatch):
     extents = [text.get_window_extent() for text in texts if not text.get_text().endswith(" m")]
     overlaps = [(a, b) for i, a in enumerate(extents) for b in extents[:i] if a.overlaps(b)]
     assert not overlaps
+
+
+def test_labels_of_an_untrained_model(monkeypatch):
+    """Catches a label as wide as the room, one that is read as a formula, and warnings of letters no font has."""
+    labels = ["wallwallwallwallwallwallwallwall", "$x_{$", "ּ޼", "椅子"]
+    predicted = [box(label, center=(index, 0, 0)) for index, label in enumerate(labels)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, axis, _ = drawn(monkeypatch, Plan("a room", CAMERAS, [box()], predicted))
+    assert "wallwallwallwallw…" in words_of(axis) and "椅子" in words_of(axis)
 
 
 def test_far_predictions_stay_marks(monkeypatch):

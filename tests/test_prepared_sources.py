@@ -218,9 +218,7 @@ def test_page(scanqa, tmp_path, capsys):
 
 def test_page_of_actions(tmp_path):
     """Catches boxes drawn elsewhere than where they are."""
-    label, corners = _box_from_above(
-        {"label": "sofa", "center": [2, 1, 0.4], "extent": [2, 0.8, 1], "normal": [0, 1, 0]}
-    )
+    label, corners = _box_from_above(["sofa", [2, 1, 0.4], [2, 0.8, 1], [0, 1, 0]])
     assert label == "sofa"
     np.testing.assert_allclose([corners.min(axis=0), corners.max(axis=0)], [[1, 0.5], [3, 1.5]])
 

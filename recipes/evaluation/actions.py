@@ -14,7 +14,7 @@ from modeling_vggt_qwen3 import VggtQwen3Processor
 from modeling_vggt_qwen3.actions_vggt_qwen3 import Action, ActionError, parse_action
 from recipes.metrics.room_actions.baseline import ConstantActions
 from recipes.metrics.room_actions.reading import KINDS, VECTORS, read_action
-from recipes.metrics.room_actions.scoring import LEVEL_UP, VALID, ActionScores, compare, score
+from recipes.metrics.room_actions.scoring import CENTER, LEVEL_UP, VALID, ActionScores, compare, score
 from recipes.training.data import SceneDataset
 from recipes.training.record import describe_dataset, hash_weights
 from recipes.training.sft import load_model
@@ -258,6 +258,8 @@ def scores_table(scored: Scored, name: str) -> tuple[list[str], list[list]]:
     differences = {system: scored[MODEL][name].difference(scored[system][name]) for system in others}
     rows = []
     for metric, interval in summaries[MODEL]["intervals"].items():
+        if all(summary[metric] is None for summary in summaries.values()) and metric != CENTER:
+            continue  # rooms without doors
         cells = [metric, summaries[MODEL][metric], interval_text(interval)]
         for system in others:
             cells += [summaries[system][metric], interval_text(differences[system][metric]["interval"], signed=True)]

@@ -3,6 +3,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -22,6 +23,7 @@ PIXELS_PER_INCH, WIDTH = 100, 8.0  # 800 pixels wide
 MARGIN = 0.6  # metres around what is drawn
 # Predicted boxes farther outside of the room than this share of its size are a mark at the border: the room stays large.
 FAR = 0.35
+LONGEST_LABEL = 18  # characters
 LOWEST, HIGHEST = 0.55, 1.1  # height of the plan over its width
 UP = (0.0, 0.0, 1.0)
 # Camera axes of view 0 (x right, y down, z forward) as a frame with z up, for scenes without cameras.
@@ -85,7 +87,13 @@ def moved(boxes: Sequence[dict], rotation: np.ndarray, translation: np.ndarray) 
 
 
 def plan_png(plan: Plan) -> bytes:
-    """The picture, 800 pixels wide."""
+    """The picture, 800 pixels wide. Long labels are cut; letters that the font lacks are little boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        return _draw(plan)
+
+
+def _draw(plan: Plan) -> bytes:
     low, high = _limits(plan)
     # The axes fill the picture's width; margins in inches: left, right, bottom (with the legend), top (with the title).
     left, right, bottom, top = 0.65, 0.15, 0.95, 0.4
@@ -115,7 +123,10 @@ def plan_png(plan: Plan) -> bytes:
     taken = _draw_cameras(axis, plan.cameras)
     for boxes, colour in ((plan.true, TRUE), (plan.predicted, PREDICTED)):
         for box in boxes:
-            words = [box.get("name", ""), box["label"] if box["label"] not in SURFACES or "name" in box else ""]
+            label = box["label"] if len(box["label"]) <= LONGEST_LABEL else box["label"][: LONGEST_LABEL - 1] + "…"
+            # "$" would begin a formula.
+            label = "" if label in SURFACES and "name" not in box else label.replace("$", r"\$")
+            words = [box.get("name", ""), label]
             _draw_label(axis, " ".join(filter(None, words)), _at(axis, box["center"]), colour, taken)
     png = BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})

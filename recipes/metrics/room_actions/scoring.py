@@ -264,4 +264,4 @@ def gather(compared: Sequence[Comparison], labels: Sequence[str]) -> ActionScore
     return ActionScores(shares, errors, ratios, np.array(labels, dtype=object))
 
 
-__all__ = ["ACTIONS", "ALL", "ActionScores", "Comparison", "angle", "compare", "score"]
+__all__ = ["ACTIONS", "ALL", "CENTER", "LEVEL_UP", "VALID", "ActionScores", "Comparison", "angle", "compare", "score"]
