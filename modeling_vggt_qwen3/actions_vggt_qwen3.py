@@ -3,6 +3,7 @@
 
 import json
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,7 +26,7 @@ LEAST_OBJECT_DEPTH = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
-class Action:
+class Action(ABC):
     """
     What the three actions share.
 
@@ -39,9 +40,9 @@ class Action:
     numbers_from: str = "text"
 
     @property
+    @abstractmethod
     def boxes(self) -> tuple[ActionBox, ...]:
         """All boxes, in the frame of view 0."""
-        raise NotImplementedError
 
     @property
     def metric(self) -> bool:
@@ -118,9 +119,9 @@ class Action:
             pose[:3, 3] = moved.center
         return poses
 
+    @abstractmethod
     def _fields(self) -> dict[str, Any]:
         """What the text says after the action's name."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

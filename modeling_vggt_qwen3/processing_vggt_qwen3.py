@@ -397,6 +397,16 @@ class VggtQwen3Processor(ProcessorMixin):
         """Tokens that no such action exceeds; see [`maximum_tokens`]."""
         return maximum_tokens(action)
 
+    def action_token_budget(self, action: str, room: int) -> int:
+        """
+        `max_new_tokens` for an action where the model's context has room for `room` more tokens. Raises ValueError if
+        not even the shortest fits; a longer one than fits is cut off.
+        """
+        shortest = self.minimum_action_tokens(action)
+        if room < shortest:
+            raise ValueError(f"The context has room for {room} more tokens; the shortest {action} takes {shortest}.")
+        return min(room, self.maximum_action_tokens(action))
+
     def post_process_actions(
         self,
         texts: Sequence[str] | Sequence[Sequence[int]] | torch.Tensor,

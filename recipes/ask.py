@@ -2,16 +2,23 @@
 """Asks a model about photos of one room. The first photo is the reference view.
 
 python -m recipes.ask --model DIR photo1.jpg photo2.jpg ... "question" [--save-scene scene.glb] [--save-views views.png]
+python -m recipes.ask --model DIR photo1.jpg ... "Put an anchor on the bed." --action place_anchor --cameras cameras.json \
+    [--save-plan plan.png]
+
+With --action the answer is that action as JSON, decoded under its grammar, in the frame of view 0 (docs/actions.md).
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from modeling_vggt_qwen3 import VggtQwen3Processor
+from modeling_vggt_qwen3 import ACTION_SCHEMAS, VggtQwen3Processor
+from recipes.evaluation.action_page import save_action_plan
+from recipes.evaluation.plan import check_plan_path
 from recipes.evaluation.scene_export import check_heads, check_outputs, photo_masks, save_scene, save_views
 from recipes.training.sft import load_model
 
@@ -30,7 +37,18 @@ def main():
     parser.add_argument(
         "--confidence-percentile", type=float, default=50.0, help="percent of the points, the least sure, to leave out"
     )
+    parser.add_argument("--action", choices=sorted(ACTION_SCHEMAS), help="what to answer with")
+    parser.add_argument(
+        "--cameras",
+        type=Path,
+        metavar="FILE.json",
+        help="the photos' cameras, in their order: R, t (world to camera, OpenCV axes, metres), K (pixels) and depth_hist "
+        "(docs/data.md); without them lengths are relative",
+    )
+    parser.add_argument("--save-plan", type=Path, metavar="FILE.png", help="draw the action's boxes from above")
     arguments = parser.parse_args()
+    if arguments.save_plan and not arguments.action:
+        parser.error("--save-plan draws an action: with --action")
     try:
         print(ask(arguments))
     except (OSError, ValueError) as error:
@@ -46,10 +64,25 @@ def read_photo(path: str) -> Image.Image:
         raise ValueError(f"Cannot read the photo {path}: {error}") from error
 
 
+def read_cameras(path: Path) -> dict:
+    """The cameras of a JSON file. Raises ValueError naming a file that is missing or not of the form."""
+    try:
+        cameras = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Cannot read the cameras {path}: {error}") from error
+    keys = ("R", "t", "K", "depth_hist")
+    if not isinstance(cameras, dict) or set(cameras) != set(keys):
+        raise ValueError(f"{path} must be an object with {', '.join(keys)}, each with one entry per photo.")
+    return cameras
+
+
 @torch.no_grad()
 def ask(arguments: argparse.Namespace) -> str:
     """The greedy answer; writes the files that were asked for."""
     check_outputs(arguments.save_scene, arguments.save_views, arguments.confidence_percentile)
+    if arguments.save_plan is not None:
+        check_plan_path(arguments.save_plan)
+    cameras = None if arguments.cameras is None else read_cameras(arguments.cameras)
     views = [read_photo(path) for path in arguments.photos]
     processor = VggtQwen3Processor.from_pretrained(arguments.model)
     if arguments.image_mode is not None:
@@ -58,25 +91,38 @@ def ask(arguments: argparse.Namespace) -> str:
     model = load_model(arguments.model, "sdpa").to(device).eval()
     encoder = model.model.vision_model
     check_heads(encoder, arguments.save_scene, arguments.save_views)
-    content = [*({"type": "image", "image": view} for view in views), {"type": "text", "text": arguments.question}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    ).to(device)
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=arguments.max_new_tokens)
+    scene, questions = processor.prepare_questions(
+        [[arguments.question]],
+        images=[views],
+        geometry=[cameras],
+        anchors=[[arguments.action == "place_anchor"]],
+    )
+    scene = scene.to(device)
+    options = {"do_sample": False, "max_new_tokens": arguments.max_new_tokens}
+    if arguments.action is not None:
+        room = model.config.text_config.max_position_embeddings - scene["input_ids"].shape[1] - len(questions[0][0])
+        options["max_new_tokens"] = processor.action_token_budget(arguments.action, room)
+        options["logits_processor"] = [processor.action_logits_processor(arguments.action)]
+    answers, anchors = model.answer_questions(scene, questions, return_anchors=True, **options)
+    answer = processor.decode(answers[0][0], skip_special_tokens=True).strip()
     if arguments.save_scene is not None or arguments.save_views is not None:
-        geometry = encoder.predict_geometry(inputs["pixel_values"])
+        geometry = encoder.predict_geometry(scene["pixel_values"])
         photo_mask = photo_masks(processor.image_processor, views)
         if arguments.save_scene is not None:
             save_scene(
-                arguments.save_scene, inputs["pixel_values"], geometry, photo_mask, arguments.confidence_percentile
+                arguments.save_scene, scene["pixel_values"], geometry, photo_mask, arguments.confidence_percentile
             )
         if arguments.save_views is not None:
-            save_views(arguments.save_views, inputs["pixel_values"], geometry, photo_mask)
-    return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+            save_views(arguments.save_views, scene["pixel_values"], geometry, photo_mask)
+    if arguments.action is None:
+        return answer
+    from_head = model.config.numbers_from == "head"
+    (action,) = processor.post_process_actions([answer], [cameras], anchors[0] if from_head else None)
+    if arguments.save_plan is not None:
+        save_action_plan(arguments.save_plan, action, cameras, arguments.question)
+    if not action.metric:
+        print("Without cameras lengths are relative: photos alone do not determine a scale.", file=sys.stderr)
+    return action.to_json()
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ RUN = {
     "python -m recipes.monitor": [],
     "python -m recipes.export": ["--checkpoint", "outputs/stage2/checkpoint-2"],
     "python -m recipes.ask --model demo/stage2": [],
+    "python -m recipes.ask --model demo/stage3": [],
     "python -m recipes.score": ["--em-only"],
     "python -m recipes.eval --model demo/blind": ["--em-only"],
     "python -m recipes.eval --model demo/stage2": ["--em-only"],

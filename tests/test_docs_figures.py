@@ -190,6 +190,14 @@ def test_markers_that_do_not_fit(demo, root, text, message):
         docs_figures.write(demo, root)
 
 
+def test_markers_of_this_repository_fit(demo, tmp_path):
+    """Catches a marker in README.md or docs/ that the next run could not fill."""
+    shutil.copytree(ROOT / "docs", tmp_path / "copy" / "docs")
+    shutil.copy(ROOT / "README.md", tmp_path / "copy")
+    docs_figures.write(demo, tmp_path / "copy")
+    docs_figures.check(tmp_path / "copy")
+
+
 def test_docs_of_this_repository():
     """Catches a number of the demo in README.md or docs/ that is not of the run that docs/demo.json records."""
     if not (ROOT / "docs" / RECORD).is_file():

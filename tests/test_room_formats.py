@@ -57,6 +57,7 @@ def test_every_format_holds_the_same_room(folder):
 def test_files_follow_the_official_formats(folder):
     """Catches a missing or additional file, a wrong name and a wrong number of columns."""
     assert {path.name for path in folder.iterdir()} == {
+        "README.md",
         "arkitscenes",
         "instruct",
         "roomplan",
@@ -125,7 +126,8 @@ def test_the_command_writes_the_formats_asked_for(tmp_path, capsys):
     """Catches an option that is not passed on, another default than ScanNet, and an unknown format found out late."""
     arguments = ["--scenes", "3", "--views", "1", "--image-size", "28", "--seed", "0", "--instruct-images", "0"]
     assert rooms.main([*arguments, "--output", str(tmp_path / "one"), "--formats", "roomplan", "sens"]) == 0
-    assert {path.name for path in (tmp_path / "one").iterdir()} == {"instruct", "roomplan", "scanqa", "sens", "sqa3d"}
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert names == {"README.md", "instruct", "roomplan", "scanqa", "sens", "sqa3d"}
     with pytest.raises(SystemExit):
         rooms.main([*arguments, "--output", str(tmp_path / "two"), "--formats", "matterport"])
     assert "matterport" in capsys.readouterr().err and not (tmp_path / "two").exists()

@@ -7,6 +7,7 @@ the run.
 """
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from recipes.training.record import read_json
@@ -102,7 +103,10 @@ def fill(text: str, texts: dict[str, str], source: str) -> str:
     def replace(match: re.Match) -> str:
         opening, name, _, closing = match.groups()
         if name not in texts:
-            raise ValueError(f"{source}: there is no {name!r} of a demo; there are {', '.join(sorted(texts))}.")
+            close = get_close_matches(name, texts, n=1)
+            raise ValueError(
+                f"{source}: there is no {name!r} of a demo." + (f" Did you mean {close[0]!r}?" if close else "")
+            )
         return opening + texts[name] + closing
 
     if len(OPENED.findall(text)) != 2 * len(MARKED.findall(text)):

@@ -155,7 +155,6 @@ def generate_actions(
         options = dict(generate_kwargs)
         if texts:
             options["logits_processor"] = [processor.action_logits_processor(action)]
-        longest = processor.maximum_action_tokens(action) if texts else 1
         batches = question_batches(source, of_action[action], batch_size, split_scenes=synced_gpus)
         own = batches[rank::world_size]
         passes = -(-len(batches) // world_size) if synced_gpus else len(own)
@@ -165,14 +164,15 @@ def generate_actions(
             scene_inputs, questions = prepare_batch(processor, source, batch, blind)
             prompt = max(len(ids) for asked in questions for ids in asked)
             prompt += 0 if blind else scene_inputs["input_ids"].shape[1]
-            room = max(1, model.config.text_config.max_position_embeddings - prompt)
+            room = model.config.text_config.max_position_embeddings - prompt
+            longest = processor.action_token_budget(action, room) if texts else 1
             answers, anchors = model.answer_questions(
                 {name: tensor.to(model.device) for name, tensor in scene_inputs.items()},
                 questions,
                 batch_size=batch_size,
                 return_anchors=True,
                 synced_gpus=synced_gpus,
-                **{"do_sample": False, "max_new_tokens": min(longest, room)} | options,
+                **{"do_sample": False, "max_new_tokens": longest} | options,
             )
             if repeated:
                 continue
