@@ -9,7 +9,7 @@ import torch
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin, LogitsProcessorList
 
-from .action_grammar_vggt_qwen3 import ActionLogitsProcessor
+from .action_decoding_vggt_qwen3 import ActionLogitsProcessor
 
 
 class VggtQwen3GenerationMixin(GenerationMixin):

@@ -11,7 +11,8 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import get_image_size
 from transformers.processing_utils import ProcessorMixin
 
-from .action_grammar_vggt_qwen3 import ActionLogitsProcessor, grammars_of, maximum_tokens, minimum_tokens
+from .action_decoding_vggt_qwen3 import ActionLogitsProcessor
+from .action_grammar_vggt_qwen3 import grammars_of, maximum_tokens, minimum_tokens
 from .actions_vggt_qwen3 import Action, parse_actions
 
 

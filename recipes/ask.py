@@ -13,6 +13,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -64,8 +65,8 @@ def read_photo(path: str) -> Image.Image:
         raise ValueError(f"Cannot read the photo {path}: {error}") from error
 
 
-def read_cameras(path: Path) -> dict:
-    """The cameras of a JSON file. Raises ValueError naming a file that is missing or not of the form."""
+def read_cameras(path: Path) -> dict[str, np.ndarray]:
+    """The cameras of a JSON file, as arrays. Raises ValueError naming a file that is missing or not of the form."""
     try:
         cameras = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -73,7 +74,10 @@ def read_cameras(path: Path) -> dict:
     keys = ("R", "t", "K", "depth_hist")
     if not isinstance(cameras, dict) or set(cameras) != set(keys):
         raise ValueError(f"{path} must be an object with {', '.join(keys)}, each with one entry per photo.")
-    return cameras
+    try:
+        return {key: np.asarray(value, dtype=np.float32) for key, value in cameras.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds something other than numbers in rows of one length: {error}") from None
 
 
 @torch.no_grad()

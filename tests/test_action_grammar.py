@@ -16,7 +16,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2Tokeni
 
 from modeling_vggt_qwen3 import ACTION_SCHEMAS, ActionError
 from modeling_vggt_qwen3 import action_grammar_vggt_qwen3 as grammar
-from modeling_vggt_qwen3.action_grammar_vggt_qwen3 import ActionGrammars, ActionLogitsProcessor, grammars_of
+from modeling_vggt_qwen3.action_decoding_vggt_qwen3 import ActionLogitsProcessor
+from modeling_vggt_qwen3.action_grammar_vggt_qwen3 import ActionGrammars, grammars_of
 from modeling_vggt_qwen3.convert_vggt_qwen3_to_hf import QWEN3_SPECIAL_TOKENS, create_tiny_tokenizer
 
 

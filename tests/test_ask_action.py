@@ -70,11 +70,19 @@ def test_bad_arguments(folder, monkeypatch, capsys, arguments, message):
     assert message in capsys.readouterr().err + str(stop.value)
 
 
-def test_cameras_of_another_form_are_an_error(folder, monkeypatch):
-    """Catches keys that are silently left out."""
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"R": [], "t": []}, "must be an object with R, t, K, depth_hist"),
+        ({"R": [[1, 2], [3]], "t": [], "K": [], "depth_hist": []}, "other than numbers in rows of one length"),
+        ({key: [[0.0]] for key in ("R", "t", "K", "depth_hist")}, "must have shape"),
+    ],
+)
+def test_cameras_of_another_form_are_an_error(folder, monkeypatch, content, message):
+    """Catches keys that are silently left out, and numbers of another shape."""
     cameras = folder / "half.json"
-    cameras.write_text(json.dumps({"R": [], "t": []}))
-    with pytest.raises(SystemExit, match="must be an object with R, t, K, depth_hist"):
+    cameras.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=message):
         run(folder, monkeypatch, "--action", "place_anchor", "--cameras", cameras)
 
 

@@ -23,7 +23,7 @@ PIXELS_PER_INCH, WIDTH = 100, 8.0  # 800 pixels wide
 MARGIN = 0.6  # metres around what is drawn
 # Predicted boxes farther outside of the room than this share of its size are a mark at the border: the room stays large.
 FAR = 0.35
-LONGEST_LABEL = 18  # characters
+LONGEST_LABEL, LONGEST_TITLE = 18, 90  # characters
 LOWEST, HIGHEST = 0.55, 1.1  # height of the plan over its width
 UP = (0.0, 0.0, 1.0)
 # Camera axes of view 0 (x right, y down, z forward) as a frame with z up, for scenes without cameras.
@@ -104,7 +104,7 @@ def _draw(plan: Plan) -> bytes:
     axis = figure.add_axes((left / WIDTH, bottom / total, width / WIDTH, height / total))
     unit = "m" if plan.metric else "relative"
     axis.set(xlabel=f"{plan.axes[0]} ({unit})", ylabel=f"{plan.axes[1]} ({unit})")
-    axis.set_title(plan.title, fontsize=11, loc="left")
+    axis.set_title(_printed(plan.title, LONGEST_TITLE), fontsize=11, loc="left")
     axis.set_aspect("equal")
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     axis.grid(color="#eeeeee")
@@ -123,14 +123,17 @@ def _draw(plan: Plan) -> bytes:
     taken = _draw_cameras(axis, plan.cameras)
     for boxes, colour in ((plan.true, TRUE), (plan.predicted, PREDICTED)):
         for box in boxes:
-            label = box["label"] if len(box["label"]) <= LONGEST_LABEL else box["label"][: LONGEST_LABEL - 1] + "…"
-            # "$" would begin a formula.
-            label = "" if label in SURFACES and "name" not in box else label.replace("$", r"\$")
+            label = "" if box["label"] in SURFACES and "name" not in box else _printed(box["label"], LONGEST_LABEL)
             words = [box.get("name", ""), label]
             _draw_label(axis, " ".join(filter(None, words)), _at(axis, box["center"]), colour, taken)
     png = BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
+
+
+def _printed(text: str, longest: int) -> str:
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    return text.replace("$", r"\$")  # which would begin a formula
 
 
 def footprint(box: dict) -> np.ndarray:
