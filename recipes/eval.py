@@ -85,7 +85,7 @@ def main():
     actions.add_argument(
         "--numbers-from",
         choices=("head", "text"),
-        help="whose box of place_anchor is scored first: the anchor head's (the default where there is one) or the text's",
+        help="whose box of place_anchor is scored first: the anchor head's or the text's; by default the checkpoint's numbers_from",
     )
     actions.add_argument(
         "--save-plan", type=Path, metavar="PLAN.png", help="draw a scene from above: cameras, true and predicted boxes"

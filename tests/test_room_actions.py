@@ -286,6 +286,14 @@ class Processor:
         return cls()
 
 
+class Config:
+    numbers_from = "head"
+
+    @classmethod
+    def from_pretrained(cls, path):
+        return cls()
+
+
 class Model:
     def to(self, device):
         return self
@@ -300,6 +308,7 @@ def repo(tmp_path, monkeypatch):
     train = [anchor("bed", center=(0, 0, 1)), list_of(box((0, 0, 1)))]
     val = [anchor("bed", center=(0, 0, 3)), anchor("bed", center=(0, 0, 3)), list_of(box((0, 0, 1)), box((2, 0, 1)))]
     monkeypatch.setattr(evaluation, "load_model", lambda *_: Model())
+    monkeypatch.setattr(evaluation, "VggtQwen3Config", Config)
     monkeypatch.setattr(recipes_eval, "VggtQwen3Processor", Processor)
     said = [
         (0, json.dumps(anchor("bed", center=(0, 0, 2.5))), [0, 0, 3, 1, 1, 1, 1, 0, 0]),
@@ -378,6 +387,7 @@ def test_what_does_not_fit_is_said_first(repo, tmp_path, monkeypatch, options, m
 def test_questions_refuse_options_of_actions(tmp_path, monkeypatch):
     """Catches a plan that is asked for and never drawn."""
     write_toy_repo(tmp_path / "repo", {"val": 1})
+    monkeypatch.setattr(evaluation, "VggtQwen3Config", Config)
     monkeypatch.setattr(recipes_eval, "VggtQwen3Processor", Processor)
     with pytest.raises(SystemExit, match="--save-plan: for actions only"):
         run_eval(monkeypatch, tmp_path / "repo", tmp_path / "out", "--split", "val", "--save-plan", "plan.png")

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import torch
 
-from modeling_vggt_qwen3 import VggtQwen3Processor
+from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3Processor
 from modeling_vggt_qwen3.actions_vggt_qwen3 import Action, ActionError, parse_action
 from recipes.metrics.room_actions.baseline import ConstantActions
 from recipes.metrics.room_actions.reading import KINDS, VECTORS, read_action
@@ -49,7 +49,7 @@ def evaluate_actions(arguments: argparse.Namespace, processor: VggtQwen3Processo
     references = read_references(source)
     constant = constant_of(arguments.dataset)
     blind = read_blind_run(arguments.blind_run, source) if arguments.blind_run else None
-    numbers_from = arguments.numbers_from or ("head" if processor.has_anchor_head else "text")
+    numbers_from = arguments.numbers_from or VggtQwen3Config.from_pretrained(arguments.model).numbers_from
     if numbers_from == "head" and not processor.has_anchor_head:
         raise ValueError(f"--numbers-from head: {arguments.model} has no anchor head.")
     if arguments.save_plan is not None:
