@@ -69,7 +69,10 @@ def demo_texts(record: dict) -> dict[str, str]:
         hardware = f"one {machine['accelerators'][0]}"
     else:
         has = "with" if machine["bfloat16"] else "without"
-        hardware = f"{machine['cores']} CPU cores ({machine['processor']}, {has} bfloat16 instructions)"
+        cores = f"{machine['cores']} CPU cores"
+        if machine.get("threads", machine["cores"]) < machine["cores"]:
+            cores = f"{machine['threads']} of {cores}"
+        hardware = f"{cores} ({machine['processor']}, {has} bfloat16 instructions)"
     versions = ", ".join(f"{name} {record['versions'][name]}" for name in VERSIONS)
     texts = {
         "minutes": f"{seconds / 60:.0f}",
