@@ -2,10 +2,13 @@
 """Environment of every test, set before any library reads it; subprocesses inherit it."""
 
 import os
+import tempfile
 
 import pytest
 
 
+# Test processes that run side by side must not write modules into one another's folder.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="vggt-qwen3-modules-")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
