@@ -67,21 +67,21 @@ def arguments(*argv):
 ################
 
 
-MOUNTS = [("/", "ext4"), ("/home", "nfs4"), ("/scratch", "lustre"), ("/local", "xfs"), ("/home/ann/fast", "tmpfs")]
+MOUNTS = [("/", "ext4"), ("/net", "nfs4"), ("/scratch", "lustre"), ("/local", "xfs"), ("/net/user/fast", "tmpfs")]
 
 
 def test_caches_leave_a_network_home(tmp_path):
     """Catches caches that stay, user settings that are overridden, and downloads that other nodes no longer find."""
     local = tmp_path / "local"
     local.mkdir()
-    environment = {"HOME": "/home/ann", "SLURM_TMPDIR": str(local), "TORCH_HOME": "/home/ann/torch", "USER": "ann"}
+    environment = {"HOME": "/net/user", "SLURM_TMPDIR": str(local), "TORCH_HOME": "/net/user/torch", "USER": "user"}
     moved, lines = move_caches(environment, MOUNTS)
-    assert moved["TRITON_CACHE_DIR"] == f"{local}/vggt-qwen3-ann/triton"
+    assert moved["TRITON_CACHE_DIR"] == f"{local}/vggt-qwen3-user/triton"
     assert moved["HF_DATASETS_CACHE"].startswith(str(local)) and "TORCHINDUCTOR_CACHE_DIR" not in moved
     assert "TORCH_HOME" not in moved and "HF_HOME" not in moved
     assert len(lines) == len(moved) + 1 and all("nfs4" in line for line in lines[:-1])
     assert lines[-1].startswith("HF_HOME stays")
-    assert move_caches({"HOME": "/local/ann"}, MOUNTS) == ({}, [])
+    assert move_caches({"HOME": "/local/user"}, MOUNTS) == ({}, [])
 
     hub = tmp_path / "home" / ".cache" / "huggingface" / "hub"
     (hub / "models--x").mkdir(parents=True)
@@ -94,8 +94,8 @@ def test_caches_leave_a_network_home(tmp_path):
 
 
 def test_file_systems_are_those_of_the_innermost_mount(tmp_path):
-    assert file_system(Path("/home/ann/fast/x"), MOUNTS) == "tmpfs"
-    assert file_system(Path("/homework"), MOUNTS) == "ext4"
+    assert file_system(Path("/net/user/fast/x"), MOUNTS) == "tmpfs"
+    assert file_system(Path("/network"), MOUNTS) == "ext4"
     table = tmp_path / "mounts"
     table.write_text("server:/x /with\\040space nfs rw 0 0\nnone / overlay rw 0 0\n")
     assert read_mounts(table) == [("/with space", "nfs"), ("/", "overlay")]
