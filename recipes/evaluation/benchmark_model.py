@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the benchmark runs on: a model and a dataset of random content whose work is shared out as at full size."""
 
+import zlib
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, Image, List, Value
-from PIL import Image as PILImage
+from datasets import Dataset
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Config, Qwen3Model, set_seed
 
+from data_scripts.builders.base import EMPTY_QUESTION, QA_FEATURES, SCENES_FEATURES
 from modeling_vggt_qwen3 import VggtConfig, VggtModel, VggtQwen3Config, VggtQwen3ForConditionalGeneration
 from modeling_vggt_qwen3.convert_vggt_qwen3_to_hf import create_processor, create_tiny_tokenizer
 
@@ -87,19 +89,6 @@ def write_checkpoint(folder: Path) -> VggtQwen3Config:
 def write_dataset(folder: Path, num_scenes: dict[str, int], num_views: int, side: int):
     """Writes a prepared repository of noise: `num_scenes` per split, `QUESTIONS` questions about every scene."""
     rng = np.random.default_rng(0)
-    floats = Value("float32")
-    geometry_features = {"R": List(List(List(floats))), "t": List(List(floats)), "K": List(List(List(floats)))}
-    scene_features = Features(
-        {
-            "scene_id": Value("string"),
-            "images": List(Image()),
-            "geometry": geometry_features | {"depth_hist": List(List(floats))},
-        }
-    )
-    qa_features = Features(
-        {key: Value("string") for key in ("scene_id", "question_id", "question", "situation", "task")}
-        | {"answers": List(Value("string"))}
-    )
     geometry = {
         "R": np.tile(np.eye(3), (num_views, 1, 1)).tolist(),
         "t": rng.normal(size=(num_views, 3)).tolist(),
@@ -112,19 +101,24 @@ def write_dataset(folder: Path, num_scenes: dict[str, int], num_views: int, side
             images = []
             for _ in range(num_views):
                 buffer = BytesIO()
-                PILImage.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(buffer, "JPEG")
+                Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(buffer, "JPEG")
                 images.append({"bytes": buffer.getvalue(), "path": None})
-            scenes.append({"scene_id": f"{split}{number}", "images": images, "geometry": geometry})
+            frame_ids = [str(view) for view in range(num_views)]
+            scenes.append(
+                {"scene_id": f"{split}{number}", "images": images, "frame_ids": frame_ids, "geometry": geometry}
+            )
             for index in range(QUESTIONS):
                 question, answer = TEXTS[index % len(TEXTS)]
                 row = {"scene_id": f"{split}{number}", "question_id": f"{split}{number}-{index}", "question": question}
-                questions.append(row | {"situation": None, "task": "scanqa", "answers": [answer]})
-        for name, rows, features in (("scenes", scenes, scene_features), ("qa", questions, qa_features)):
+                questions.append(EMPTY_QUESTION | row | {"task": "scanqa", "answers": [answer]})
+        for name, rows, features in (("scenes", scenes, SCENES_FEATURES), ("qa", questions, QA_FEATURES)):
             (folder / name).mkdir(parents=True, exist_ok=True)
             Dataset.from_list(rows, features=features).to_parquet(folder / name / f"{split}.parquet")
+    # datasets caches a local repository by folder name, config and version: the version must tell two runs apart.
+    version = f"1.0.{zlib.crc32(bytes(folder))}"
     lines = ["---", "configs:"]
     for name in ("qa", "scenes"):
-        lines += [f"- config_name: {name}", "  data_files:"]
+        lines += [f"- config_name: {name}", f"  version: {version}", "  data_files:"]
         for split in num_scenes:
             lines += [f"  - split: {split}", f"    path: {name}/{split}.parquet"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")

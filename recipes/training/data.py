@@ -17,6 +17,9 @@ from .store import FeatureStore, StoreEntry
 
 # Batches that are sorted by length together: enough for little padding, few enough for a random order.
 GROUPED_BATCHES = 16
+# What is read of a prepared repository.
+SCENE_COLUMNS = ("scene_id", "images", "geometry")
+QUESTION_COLUMNS = ("scene_id", "question_id", "question", "situation", "answers", "task", "action")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class SceneDataset:
         store (`FeatureStore`, *optional*): Read the encoder's features instead of the views.
 
     Raises:
-        ValueError: if the repository or the split is not there, a question names an unknown scene, or the store does
+        ValueError: if the repository, the split or a column is not there, a question names an unknown scene, or the store does
             not hold a scene.
     """
 
@@ -53,6 +56,9 @@ class SceneDataset:
             raise ValueError(
                 f"{path} is not a prepared dataset with a split {split!r} (made by data_scripts.prepare): {error}"
             ) from error
+        for name, table, columns in (("scenes", scenes, SCENE_COLUMNS), ("qa", self.qa, QUESTION_COLUMNS)):
+            if missing := [column for column in columns if column not in table.column_names]:
+                raise ValueError(f"{path}, {name}, split {split}: no column {', '.join(missing)}; prepare it again.")
         # Decoding is left to `views`, which needs to decode only the views that are used.
         self.scenes = scenes.cast_column("images", datasets.List(datasets.Image(decode=False)))
         self.scene_ids = list(scenes["scene_id"])
