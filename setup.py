@@ -74,6 +74,7 @@ setup(
             "configs/**/*.json",
             "evaluation/*.css",
             "evaluation/*.html",
+            "evaluation/*.js",
             "accelerate_configs/*.yaml",
             "accelerate_configs/*.json",
             "slurm/*",

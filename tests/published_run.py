@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-from toys import toy_model, toy_processor, write_toy_repo
+from toys import toy_model, write_toy_checkpoint, write_toy_repo
 
 from recipes import eval as recipes_eval
 from recipes.training.arguments import DataArguments, ModelArguments, SftArguments
@@ -30,10 +29,7 @@ def make_run(root: Path) -> Run:
     """A run in `root/stage2` from random weights in `root/tiny`, on data in `root/toy_scanqa`, scored beside a blind model."""
     data = write_toy_repo(root / "toy_scanqa", {"train": 2, "val": 1})
     for name, seed in (("tiny", 0), ("stage2", 1), ("blind", 2)):
-        torch.manual_seed(seed)
-        model = toy_model()
-        model.save_pretrained(root / name)
-        toy_processor(model.config).save_pretrained(root / name)
+        write_toy_checkpoint(root / name, seed=seed)
     (root / "tiny" / "conversion_manifest.json").write_text('{"vggt": null, "text": null, "seed": 0}')
     folder = root / "stage2"
     record_run(folder, ModelArguments(str(root / "tiny"), lora_r=4), [data])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A real Slurm on this machine: two nodes that claim the size of a DGX B200 each, all state in one folder.
+A real Slurm on this machine: nodes (two by default) that claim the size of a DGX B200 each, all state in one folder.
 
     python tests/slurm_cluster.py COMMAND...        runs a command beside the cluster, and shuts the cluster down
 
@@ -57,9 +57,8 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName=DEFAULT Sockets=2 CoresPerSocket=56 RealMemory=2000000 Gres=gpu:b200:8
-NodeName=node1 NodeAddr=127.0.0.1 Port={node1_port}
-NodeName=node2 NodeAddr=127.0.0.1 Port={node2_port}
-PartitionName=DEFAULT Nodes=node[1-2] MaxTime=14-0 DefMemPerCPU=100
+{node_lines}
+PartitionName=DEFAULT Nodes={node_names} MaxTime=14-0 DefMemPerCPU=100
 PartitionName=hpg-b200 Default=YES PriorityTier=1 GraceTime=60
 PartitionName=urgent PriorityTier=2 PreemptMode=OFF
 """
@@ -92,9 +91,9 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def slurm_cluster(folder: Path):
+def slurm_cluster(folder: Path, nodes: int = 2):
     """
-    Runs munged, slurmctld and two slurmd while the block runs, and kills them and their jobs after it.
+    Runs munged, slurmctld and a slurmd per node while the block runs, and kills them and their jobs after it.
 
     Yields:
         The environment in which sbatch, squeue and scontrol find the cluster.
@@ -106,10 +105,12 @@ def slurm_cluster(folder: Path):
     key = folder / "munge.key"
     key.touch(0o600)
     key.write_bytes(secrets.token_bytes(128))
-    controller_port, node1_port, node2_port = free_ports(3)
+    controller_port, *node_ports = free_ports(1 + nodes)
+    names = [f"node{number}" for number in range(1, nodes + 1)]
+    lines = "\n".join(f"NodeName={name} NodeAddr=127.0.0.1 Port={port}" for name, port in zip(names, node_ports))
     configuration = folder / "slurm.conf"
     configuration.write_text(
-        SLURM_CONF.format(folder=folder, controller_port=controller_port, node1_port=node1_port, node2_port=node2_port)
+        SLURM_CONF.format(folder=folder, controller_port=controller_port, node_lines=lines, node_names=",".join(names))
     )
     for number in range(8):
         (folder / f"gpu{number}").touch()
@@ -132,9 +133,9 @@ def slurm_cluster(folder: Path):
         start(*munge)
         wait_for((folder / "munge.socket").exists, 10, "munged has no socket", folder)
         start("slurmctld", "-D", "-f", str(configuration))
-        for node in ("node1", "node2"):
+        for node in names:
             start("slurmd", "-D", "-N", node, "-f", str(configuration))
-        wait_for(lambda: states() == ["idle"] * 2, 30, "the nodes are not idle", folder)
+        wait_for(lambda: states() == ["idle"] * nodes, 30, "the nodes are not idle", folder)
         yield environment
     finally:
         # While the controller lives: nothing is requeued, and slurmstepd goes with the processes it watches.

@@ -252,13 +252,7 @@ def test_errors(model, tokenizer, monkeypatch):
         ActionGrammars(tokenizer)
 
 
-def byte_tokenizer(left_out=b"", extra=()):
-    """A tokenizer of single bytes."""
-    letters = dict(enumerate(sorted(Qwen2Tokenizer().train_new_from_iterator(["a"], 256).get_vocab())))
-    words = [*letters.values(), *extra]
-    mapping = Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
-    missing = {mapping.convert_ids_to_tokens(number) for byte in left_out for number in mapping(chr(byte)).input_ids}
-    words = [word for word in words if word not in missing and not word.startswith("<|")]
+def tokenizer_of(words):
     return Qwen2Tokenizer(
         vocab={word: number for number, word in enumerate(words)},
         merges=[],
@@ -267,6 +261,16 @@ def byte_tokenizer(left_out=b"", extra=()):
         pad_token="<|endoftext|>",
         extra_special_tokens=QWEN3_SPECIAL_TOKENS,
     )
+
+
+def byte_tokenizer(left_out=b"", extra=()):
+    """A tokenizer of single bytes."""
+    letters = dict(enumerate(sorted(Qwen2Tokenizer().train_new_from_iterator(["a"], 256).get_vocab())))
+    words = [*letters.values(), *extra]
+    mapping = Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
+    missing = {mapping.convert_ids_to_tokens(number) for byte in left_out for number in mapping(chr(byte)).input_ids}
+    words = [word for word in words if word not in missing and not word.startswith("<|")]
+    return tokenizer_of(words)
 
 
 def test_unreachable_grammar():
@@ -334,14 +338,7 @@ def test_cost_at_the_size_of_qwen3():
         if word not in seen:
             seen.add(word)
             words.append(word)
-    large = Qwen2Tokenizer(
-        vocab={word: number for number, word in enumerate(words)},
-        merges=[],
-        unk_token=None,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens=QWEN3_SPECIAL_TOKENS,
-    )
+    large = tokenizer_of(words)
     processor = ActionLogitsProcessor(ActionGrammars(large), "place_anchor")
     times = []
 

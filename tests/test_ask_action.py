@@ -5,9 +5,8 @@ import json
 import sys
 
 import pytest
-import torch
 from PIL import Image
-from toys import toy_geometry, toy_model, toy_processor, toy_views
+from toys import toy_geometry, toy_model, toy_processor, toy_views, write_toy_checkpoint
 
 from recipes import ask
 
@@ -16,11 +15,7 @@ from recipes import ask
 def folder(tmp_path_factory):
     """A random model with an anchor head, three photos and their cameras."""
     folder = tmp_path_factory.mktemp("ask")
-    torch.manual_seed(0)
-    model = toy_model(anchor_hidden_size=32, numbers_from="head")
-    processor = toy_processor(model.config)
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
+    write_toy_checkpoint(folder / "model", anchor_hidden_size=32, numbers_from="head")
     for number, view in enumerate(toy_views(3)):
         view.save(folder / f"{number}.png")
     cameras = {key: value.tolist() for key, value in toy_geometry(3).items()}

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from toys import toy_model, toy_processor, write_toy_repo
+from toys import write_toy_checkpoint, write_toy_repo
 
 from recipes.training.checkpoints import check_checkpoint, checkpoints_of
 from recipes.training.zero import ZeroCheckpoint
@@ -32,13 +32,10 @@ STEPS = 6
 def inputs(tmp_path_factory):
     """A toy checkpoint and the arguments that every run here shares; two sequences a step, whoever takes them."""
     folder = tmp_path_factory.mktemp("inputs")
-    torch.manual_seed(0)
-    model = toy_model()
-    for part in (model, toy_processor(model.config)):
-        part.save_pretrained(folder / "model")
+    model = write_toy_checkpoint(folder / "model")
     repo = write_toy_repo(folder / "toy_scanqa_deepspeed", {"train": 8, "val": 2})
     return [
-        "--model_name_or_path", folder / "model", "--dataset_paths", repo, "--dataset_weights", 1, "--image_size", 28,
+        "--model_name_or_path", model, "--dataset_paths", repo, "--dataset_weights", 1, "--image_size", 28,
         "--per_device_train_batch_size", 1, "--questions_per_scene", 2, "--report_to", "none", "--bf16", "false",
         "--freeze_text_layers", 0, "--lora_dropout", 0, "--learning_rate", 0.01, "--save_steps", 2,
         "--eval_strategy", "no", "--load_best_model_at_end", "false", "--logging_steps", 1, "--seed", 3,

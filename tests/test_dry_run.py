@@ -9,8 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-import torch
-from toys import toy_config, toy_model, toy_processor, write_toy_repo
+from toys import toy_config, toy_model, toy_processor, write_toy_checkpoint, write_toy_repo
 
 from recipes.launching import preflight
 from recipes.launching.estimate import (
@@ -41,12 +40,7 @@ def repos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    model = toy_model()
-    model.save_pretrained(folder)
-    toy_processor(model.config).save_pretrained(folder)
-    return folder
+    return write_toy_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 def settings_of(checkpoint, repos, *argv, stage="stage2"):

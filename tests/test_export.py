@@ -3,7 +3,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +11,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from toys import toy_model, toy_processor, toy_views, write_toy_repo
+from test_fault_tolerance import run_stage2
+from toys import toy_views, write_toy_checkpoint, write_toy_repo
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from recipes.export import main as export_main
-from recipes.training.arguments import CONFIGS
-from recipes.training.preemption import SIGNALS
 from recipes.training.sft import load_model
-from recipes.training.sft import main as train
 
 
 ROOT = Path(__file__).parent.parent
@@ -28,13 +25,10 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
-    torch.manual_seed(0)
-    model = toy_model()
-    for part in (model, toy_processor(model.config)):
-        part.save_pretrained(folder / "model")
+    model = write_toy_checkpoint(folder / "model")
     repo = write_toy_repo(folder / "toy_scanqa_export", {"train": 4, "val": 1})
     return [
-        "--model_name_or_path", folder / "model", "--dataset_paths", repo, "--dataset_weights", 1, "--image_size", 28,
+        "--model_name_or_path", model, "--dataset_paths", repo, "--dataset_weights", 1, "--image_size", 28,
         "--gradient_accumulation_steps", 1, "--per_device_train_batch_size", 1, "--questions_per_scene", 2,
         "--report_to", "none", "--freeze_text_layers", 0, "--max_steps", 2, "--save_steps", 2, "--eval_strategy", "no",
         "--load_best_model_at_end", "false", "--learning_rate", 0.05, "--seed", 3, "--dataloader_num_workers", 0,
@@ -44,14 +38,7 @@ def inputs(tmp_path_factory):
 
 def checkpoint_of(inputs, output, *arguments):
     """The checkpoint of a run in this process."""
-    handlers, argv = {number: signal.getsignal(number) for number in SIGNALS}, sys.argv
-    sys.argv = [str(argument) for argument in ("stage2.py", *inputs, "--output_dir", output, *arguments)]
-    try:
-        train(CONFIGS / "stage2_3d.yaml")
-    finally:
-        sys.argv = argv
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    assert run_stage2(*inputs, "--output_dir", output, *arguments) is None
     return output / "checkpoint-2"
 
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from toys import toy_model, toy_processor, write_toy_repo
+from toys import write_toy_checkpoint, write_toy_repo
 
 from recipes.training.arguments import CONFIGS
 from recipes.training.checkpoints import (
@@ -35,13 +35,10 @@ ROOT = Path(__file__).parent.parent
 def inputs(tmp_path_factory):
     """A toy checkpoint and the arguments that every run here shares."""
     folder = tmp_path_factory.mktemp("inputs")
-    torch.manual_seed(0)
-    model = toy_model()
-    for part in (model, toy_processor(model.config)):
-        part.save_pretrained(folder / "model")
+    model = write_toy_checkpoint(folder / "model")
     repo = write_toy_repo(folder / "toy_scanqa_fault", {"train": 6, "val": 2})
     return [
-        "--model_name_or_path", folder / "model", "--dataset_paths", repo, "--dataset_weights", 1, "--image_size", 28,
+        "--model_name_or_path", model, "--dataset_paths", repo, "--dataset_weights", 1, "--image_size", 28,
         "--gradient_accumulation_steps", 1, "--per_device_train_batch_size", 2, "--questions_per_scene", 2,
         "--report_to", "none", "--bf16", "false", "--freeze_text_layers", 0, "--max_steps", 6, "--save_steps", 2,
         "--eval_strategy", "no", "--load_best_model_at_end", "false", "--logging_steps", 1, "--seed", 3,
@@ -49,38 +46,31 @@ def inputs(tmp_path_factory):
     ]  # fmt: skip
 
 
-@pytest.fixture
-def run(inputs, monkeypatch):
+def run_stage2(*arguments):
     """Runs stage 2 in this process, as its script does; returns the exit code or message, None if it came to its end."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers, argv = {number: signal.getsignal(number) for number in SIGNALS}, sys.argv
+    sys.argv = ["stage2.py", *map(str, arguments)]
+    try:
+        main(CONFIGS / "stage2_3d.yaml")
+    except SystemExit as ended:
+        return ended.code
+    finally:
+        sys.argv = argv
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return None
 
-    def run_stage(output, *arguments):
-        argv = ["stage2.py", *inputs, "--output_dir", output, *arguments]
-        monkeypatch.setattr(sys, "argv", [str(argument) for argument in argv])
-        try:
-            main(CONFIGS / "stage2_3d.yaml")
-        except SystemExit as ended:
-            return ended.code
-        return None
 
-    yield run_stage
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+@pytest.fixture
+def run(inputs):
+    return lambda output, *arguments: run_stage2(*inputs, "--output_dir", output, *arguments)
 
 
 @pytest.fixture(scope="module")
 def whole(inputs, tmp_path_factory):
     """A run that nothing disturbed: three checkpoints."""
     output = tmp_path_factory.mktemp("whole")
-    before = sys.argv
-    sys.argv = ["stage2.py", *map(str, inputs), "--output_dir", str(output)]
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        main(CONFIGS / "stage2_3d.yaml")
-    finally:
-        sys.argv = before
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    assert run_stage2(*inputs, "--output_dir", output) is None
     return output
 
 

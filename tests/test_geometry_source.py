@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from toys import toy_config, toy_geometry, toy_model, toy_processor, toy_views, write_toy_repo
+from toys import toy_config, toy_geometry, toy_model, toy_processor, toy_views, write_toy_checkpoint, write_toy_repo
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration
 from modeling_vggt_qwen3.geometry_vggt_qwen3 import prediction_to_geometry_inputs
@@ -184,10 +184,9 @@ def test_a_source_that_cannot_be_is_refused(tmp_path):
         load_model(str(tmp_path), "sdpa", "predicted")
 
 
-def test_the_recipe_key_reaches_the_model_and_its_checkpoint(model, tmp_path, capsys):
+def test_the_recipe_key_reaches_the_model_and_its_checkpoint(tmp_path, capsys):
     """Catches a YAML key that is parsed and dropped, or lost where an adapter is merged into the base."""
-    model.save_pretrained(tmp_path / "base")
-    toy_processor(model.config).save_pretrained(tmp_path / "base")
+    write_toy_checkpoint(tmp_path / "base", heads=True)
     repo = write_toy_repo(tmp_path / "repo", {"train": 2, "val": 1})
     text = (
         f"model_name_or_path: {tmp_path / 'base'}\noutput_dir: {tmp_path / 'output'}\ndataset_paths: [{repo}]\n"

@@ -13,10 +13,9 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from toys import toy_model, toy_processor, write_toy_repo
+from toys import write_toy_checkpoint, write_toy_repo
 
 from recipes.launch import parse
 from recipes.launching import accelerate_config, preflight, resources
@@ -42,12 +41,7 @@ def repo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    model = toy_model()
-    model.save_pretrained(folder)
-    toy_processor(model.config).save_pretrained(folder)
-    return folder
+    return write_toy_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 def recipe(checkpoint, repo, output, *argv):

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toys import toy_config, toy_geometry, toy_model, toy_processor, toy_views
+from toys import toy_config, toy_geometry, toy_model, toy_processor, toy_views, write_toy_checkpoint
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Model
@@ -316,9 +316,7 @@ def test_saved_checkpoint_gives_the_same_logits_in_a_fresh_process(remote, tmp_p
 
 def test_auto_classes_are_registered(tmp_path):
     """Catches a class that has to be imported by name."""
-    model = toy_model()
-    model.save_pretrained(tmp_path)
-    toy_processor(model.config).save_pretrained(tmp_path)
+    write_toy_checkpoint(tmp_path)
     assert isinstance(AutoModel.from_pretrained(tmp_path), VggtQwen3Model)
     assert isinstance(AutoModelForImageTextToText.from_pretrained(tmp_path), VggtQwen3ForConditionalGeneration)
     assert type(AutoProcessor.from_pretrained(tmp_path)).__name__ == "VggtQwen3Processor"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys import toy_model, toy_processor, toy_views
+from toys import toy_views, write_toy_checkpoint
 
 from modeling_vggt_qwen3.modeling_vggt import VggtGeometry
 from recipes import ask
@@ -19,14 +19,7 @@ trimesh = pytest.importorskip("trimesh")
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    folders = {}
-    for heads in (True, False):
-        folders[heads] = tmp_path_factory.mktemp("checkpoint")
-        torch.manual_seed(0)
-        model = toy_model(heads=heads)
-        model.save_pretrained(folders[heads])
-        toy_processor(model.config).save_pretrained(folders[heads])
-    return folders
+    return {heads: write_toy_checkpoint(tmp_path_factory.mktemp("checkpoint"), heads=heads) for heads in (True, False)}
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from toys import toy_model, toy_processor, write_toy_repo
+from toys import write_toy_checkpoint, write_toy_repo
 
 from recipes import eval as recipes_eval
 from recipes import score as recipes_score
@@ -378,10 +377,7 @@ def test_comparison_and_baselines(tmp_path, monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval")
-    torch.manual_seed(0)
-    model = toy_model()
-    model.save_pretrained(folder / "model")
-    toy_processor(model.config).save_pretrained(folder / "model")
+    write_toy_checkpoint(folder / "model")
     return folder, write_toy_repo(folder / "repo", {"train": 2, "val": 2})
 
 

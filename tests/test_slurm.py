@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from slurm_cluster import slurm_cluster, why_not
-from toys import toy_model, toy_processor, write_toy_repo
+from toys import write_toy_checkpoint, write_toy_repo
 
 
 ROOT = Path(__file__).parent.parent
@@ -49,10 +48,7 @@ def cluster(tmp_path_factory):
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toys")
-    torch.manual_seed(0)
-    model = toy_model()
-    model.save_pretrained(folder / "model")
-    toy_processor(model.config).save_pretrained(folder / "model")
+    write_toy_checkpoint(folder / "model")
     write_toy_repo(folder / "repo", {"train": 6, "val": 2})
     return folder
 

@@ -4,10 +4,9 @@
 import json
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from test_training import SHORT, launch
-from toys import toy_model, toy_processor, write_toy_repo
+from toys import write_toy_checkpoint, write_toy_repo
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
 from recipes.evaluation.generation import generate_actions
@@ -23,12 +22,7 @@ def repos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    model = toy_model()
-    model.save_pretrained(folder)
-    toy_processor(model.config).save_pretrained(folder)
-    return folder
+    return write_toy_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 def test_stage_3_as_a_user_launches_it(checkpoint, repos, tmp_path):

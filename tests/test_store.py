@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toys import toy_model, toy_processor, write_toy_repo
+from toys import write_toy_checkpoint, write_toy_repo
 from transformers import set_seed
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Processor
@@ -37,12 +37,9 @@ BOTH = pytest.mark.parametrize("checkpoint", ["dataset", "predicted"], indirect=
 @pytest.fixture(scope="module")
 def checkpoint(request, tmp_path_factory):
     source = getattr(request, "param", "dataset")
+    heads = source == "predicted"
     folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    model = toy_model("perceiver", heads=source == "predicted", geometry_source=source)
-    model.save_pretrained(folder)
-    toy_processor(model.config).save_pretrained(folder)
-    return folder
+    return write_toy_checkpoint(folder, "perceiver", heads=heads, geometry_source=source)
 
 
 def fill(checkpoint, repo, output, splits=("train", "val"), dtype="float32", subsets=0, dropout=None, **kwargs):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from safetensors.torch import load_file
-from toys import toy_config, toy_model, toy_processor, write_toy_repo
+from toys import toy_config, toy_model, toy_processor, write_toy_checkpoint, write_toy_repo
 from transformers import AutoModelForImageTextToText
 
 from recipes.training.arguments import CONFIGS, ModelArguments, parse_arguments
@@ -39,12 +39,7 @@ def repos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    model = toy_model()
-    model.save_pretrained(folder)
-    toy_processor(model.config).save_pretrained(folder)
-    return folder
+    return write_toy_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 def packs_of(dataset, weights=None, seed=0, epoch=0):
@@ -159,6 +154,15 @@ def test_shared_scenes_and_answerless_questions_are_refused(repos, tmp_path):
         SceneDataset(str(repos[0]), "test")
     with pytest.raises(ValueError, match="nowhere is not a prepared dataset"):
         SceneDataset(str(tmp_path / "nowhere"), "train")
+
+
+def test_missing_columns_are_named_before_training(tmp_path):
+    """Catches a repository of an older schema that fails at the first row that is read."""
+    repo = write_toy_repo(tmp_path / "old", {"train": 1})
+    path = next((repo / "qa").glob("train*.parquet"))
+    Dataset.from_parquet(str(path)).remove_columns("action").to_parquet(path)
+    with pytest.raises(ValueError, match="old, qa, split train: no column action; prepare it again"):
+        SceneDataset(str(repo), "train")
 
 
 def test_unreadable_views_name_the_scene(repos):
@@ -462,12 +466,9 @@ def test_bfloat16_only_where_the_cpu_has_it(monkeypatch):
 
 def test_image_settings_and_eval_questions_reach_a_run(tmp_path, monkeypatch):
     """Catches settings that are parsed and never read."""
-    torch.manual_seed(0)
-    model = toy_model()
-    for part in (model, toy_processor(model.config)):
-        part.save_pretrained(tmp_path / "model")
+    model = write_toy_checkpoint(tmp_path / "model")
     repo = write_toy_repo(tmp_path / "toy_scanqa_settings", {"train": 2, "val": 2})
-    argv = ["--model_name_or_path", tmp_path / "model", "--dataset_paths", repo, "--output_dir", tmp_path / "run"]
+    argv = ["--model_name_or_path", model, "--dataset_paths", repo, "--output_dir", tmp_path / "run"]
     argv += ["--dataset_weights", 1, "--image_size", 42, "--image_mode", "pad", "--eval_questions", 3]
     argv += ["--freeze_text_layers", 0, "--report_to", "none", "--bf16", "false", "--max_new_tokens", 2]
     trainer = make_trainer(*parse_arguments(CONFIGS / "stage2_3d.yaml", list(map(str, argv))))

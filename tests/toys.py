@@ -6,9 +6,11 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Features, Image, List, Value
-from PIL import Image as PILImage
+import torch
+from datasets import Dataset
+from PIL import Image
 
+from data_scripts.builders.base import EMPTY_QUESTION, QA_FEATURES, SCENES_FEATURES
 from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from modeling_vggt_qwen3.convert_vggt_qwen3_to_hf import create_processor, create_tiny_config, create_tiny_tokenizer
 
@@ -50,9 +52,18 @@ def toy_processor(config):
     return processor
 
 
-def toy_views(num_views: int, seed: int = 0, side: int = 28) -> list[PILImage.Image]:
+def write_toy_checkpoint(folder: Path, projector_type: str = "mlp", seed: int = 0, **kwargs) -> Path:
+    """Writes a `toy_model` of weights drawn from `seed`, with its processor."""
+    torch.manual_seed(seed)
+    model = toy_model(projector_type, **kwargs)
+    for part in (model, toy_processor(model.config)):
+        part.save_pretrained(folder)
+    return folder
+
+
+def toy_views(num_views: int, seed: int = 0, side: int = 28) -> list[Image.Image]:
     rng = np.random.default_rng(seed)
-    return [PILImage.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(num_views)]
+    return [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(num_views)]
 
 
 def toy_geometry(num_views: int, seed: int = 0, side: int = 28) -> dict:
@@ -83,26 +94,6 @@ def write_toy_repo(
     root: Path, scenes: dict[str, int], num_views: int = 3, side: int = 28, task: str = "scanqa"
 ) -> Path:
     """A prepared repository of random views: `scenes` per split, four questions each; of "arkit_actions" four anchors."""
-    floats = Value("float32")
-    geometry_features = {"R": List(List(List(floats))), "t": List(List(floats)), "K": List(List(List(floats)))}
-    scene_features = Features(
-        {
-            "scene_id": Value("string"),
-            "images": List(Image()),
-            "frame_ids": List(Value("string")),
-            "geometry": geometry_features | {"depth_hist": List(List(floats))},
-        }
-    )
-    qa_features = Features(
-        {
-            **{key: Value("string") for key in ("scene_id", "question_id", "question", "situation", "task", "action")},
-            "answers": List(Value("string")),
-            "object_ids": List(Value("int32")),
-            "object_names": List(Value("string")),
-            "position": List(floats),
-            "rotation": List(floats),
-        }
-    )
     number = 0
     for split, count in scenes.items():
         scene_rows, qa_rows = [], []
@@ -127,22 +118,19 @@ def write_toy_repo(
                     question, action = INSTRUCTIONS[index], toy_action(number + index)
                     answer = action
                 qa_rows.append(
-                    {
+                    EMPTY_QUESTION
+                    | {
                         "scene_id": scene_id,
                         "question_id": f"{split}-{scene_id}-{index}",
                         "question": question,
                         "situation": "I am standing next to the bed." if task == "sqa3d" else None,
                         "answers": [answer],
                         "task": task,
-                        "object_ids": [],
-                        "object_names": [],
-                        "position": None,
-                        "rotation": None,
                         "action": action,
                     }
                 )
             number += 1
-        for name, rows, features in (("scenes", scene_rows, scene_features), ("qa", qa_rows, qa_features)):
+        for name, rows, features in (("scenes", scene_rows, SCENES_FEATURES), ("qa", qa_rows, QA_FEATURES)):
             (root / name).mkdir(parents=True, exist_ok=True)
             Dataset.from_list(rows, features=features).to_parquet(root / name / f"{split}-00000-of-00001.parquet")
     # datasets caches a local repository by folder name, config and version: the version must tell them apart.

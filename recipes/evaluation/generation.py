@@ -34,6 +34,15 @@ def question_batches(
     return [batch for batch in batches if batch]
 
 
+def passes_of(batches: list, process: tuple[int, int], synced_gpus: bool) -> list[tuple[list, bool]]:
+    """What the process (rank, world size) runs: every world-size-th batch, and whether another process answers it."""
+    rank, world_size = process
+    passes = [(batch, False) for batch in batches[rank::world_size]]
+    if synced_gpus and len(passes) < -(-len(batches) // world_size):
+        passes.append((batches[0], True))
+    return passes
+
+
 def prepare_batch(
     processor: VggtQwen3Processor, source: SceneDataset, batch: list[tuple[int, list[int]]], blind: bool
 ) -> tuple[dict[str, torch.Tensor], list[list[list[int]]]]:
@@ -74,7 +83,7 @@ def generate_answers(
         batch_size (`int`): Questions per batch.
         process (`(rank, world size)`): Answer every world-size-th batch.
         synced_gpus (`bool`): Under ZeRO-3, whose processes must all run the same number of forward passes: one with
-            fewer batches repeats its last and gives no answers for it.
+            fewer batches repeats one and gives no answers for it.
         generate_kwargs: For [`~transformers.GenerationMixin.generate`], for example `num_beams`.
 
     Yields:
@@ -84,12 +93,8 @@ def generate_answers(
         ValueError: if a question does not fit into the model's context, naming it.
     """
     batches = question_batches(source, rows, batch_size, split_scenes=synced_gpus)
-    rank, world_size = process
-    own = batches[rank::world_size]
-    passes = -(-len(batches) // world_size) if synced_gpus else len(own)
-    for step in tqdm(range(passes), desc=f"answering {source.path}", disable=not progress, leave=False):
-        repeated = step >= len(own)
-        batch = batches[0] if repeated else own[step]
+    passes = passes_of(batches, process, synced_gpus)
+    for batch, repeated in tqdm(passes, desc=f"answering {source.path}", disable=not progress, leave=False):
         scene_inputs, questions = prepare_batch(processor, source, batch, blind)
         try:
             answers = model.answer_questions(
@@ -147,7 +152,6 @@ def generate_actions(
             raise ValueError(f"{source.path}, qa, split {source.split}, row {row} asks for no action.")
         of_action.setdefault(action["action"], []).append(row)
     results = []
-    rank, world_size = process
     # The same order of actions on all processes: under ZeRO-3 they decode together.
     for action in sorted(of_action):
         if not texts and action != "place_anchor":
@@ -156,11 +160,8 @@ def generate_actions(
         if texts:
             options["logits_processor"] = [processor.action_logits_processor(action)]
         batches = question_batches(source, of_action[action], batch_size, split_scenes=synced_gpus)
-        own = batches[rank::world_size]
-        passes = -(-len(batches) // world_size) if synced_gpus else len(own)
-        for step in tqdm(range(passes), desc=f"{action}, {source.path}", disable=not progress, leave=False):
-            repeated = step >= len(own)
-            batch = batches[0] if repeated else own[step]
+        passes = passes_of(batches, process, synced_gpus)
+        for batch, repeated in tqdm(passes, desc=f"{action}, {source.path}", disable=not progress, leave=False):
             scene_inputs, questions = prepare_batch(processor, source, batch, blind)
             prompt = max(len(ids) for asked in questions for ids in asked)
             prompt += 0 if blind else scene_inputs["input_ids"].shape[1]

@@ -113,9 +113,10 @@ def report_page(
 
 
 def fill_template(name: str, parts: dict[str, str]) -> str:
-    """The page `name` of this folder with `parts` in the places of its `{{part}}`; its style is that of all pages."""
+    """The page `name` of this folder with `parts` in the places of its `{{part}}`; all pages share style and script."""
     folder = Path(__file__).parent
-    parts = parts | {"style": (folder / "page.css").read_text(encoding="utf-8")}
+    shared = {"style": folder / "page.css", "script": folder / "page.js"}
+    parts = parts | {part: path.read_text(encoding="utf-8") for part, path in shared.items()}
     pieces = (folder / name).read_text(encoding="utf-8").split("{{")
     return pieces[0] + "".join(parts[name] + rest for name, rest in (piece.split("}}", 1) for piece in pieces[1:]))
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of systems that answered the same instructions, with bootstrap intervals and paired differences."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+
+from recipes.metrics.bootstrap import resample
 
 from .boxes import iou_matrix, match
 from .reading import KINDS
@@ -19,7 +20,6 @@ IOUS = (0.25, 0.5)
 WITHIN = (0.25, 0.5, 1.0)  # metres
 WITHIN_DEGREES = 30
 ALL = "all"
-RESAMPLES, RESAMPLES_AT_ONCE = 1000, 50
 LEVEL_UP = (0.0, -1.0, 0.0)  # the vertical in the frame of a view that is held level
 
 
@@ -136,16 +136,8 @@ class ActionScores:
 
     @cached_property
     def resampled(self) -> dict[tuple[str, str], np.ndarray]:
-        """The same on `RESAMPLES` draws of as many instructions with replacement: the same draws for every system."""
-        rng, number = np.random.default_rng(0), len(self.labels)
-        parts = defaultdict(list)
-        for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
-            drawn = [
-                np.bincount(rng.integers(number, size=number), minlength=number) for _ in range(RESAMPLES_AT_ONCE)
-            ]
-            for key, values in self._values(np.array(drawn, dtype=float)).items():
-                parts[key].append(values)
-        return {key: np.concatenate(values) for key, values in parts.items()}
+        """The same on bootstrap draws of the instructions: the same draws for every system."""
+        return resample(self._values, len(self.labels))
 
     def summary(self) -> dict:
         """

@@ -9,13 +9,14 @@ from functools import cached_property
 
 import numpy as np
 
+from recipes.metrics.bootstrap import resample
+
 from . import captions as caption_metrics
 from .protocols import EM, EM_R, PROTOCOLS, protocols_for
 
 
 CAPTION_METRICS = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
 METRICS = [EM, EM_R, *CAPTION_METRICS]
-RESAMPLES, RESAMPLES_AT_ONCE = 1000, 50
 ALL = "all"
 
 
@@ -59,16 +60,8 @@ class ProtocolScores:
 
     @cached_property
     def resampled(self) -> dict[tuple[str, str], np.ndarray]:
-        """The same on `RESAMPLES` draws of as many questions with replacement: the same draws for every system."""
-        rng, number = np.random.default_rng(0), len(self.types)
-        parts = defaultdict(list)
-        for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
-            drawn = [
-                np.bincount(rng.integers(number, size=number), minlength=number) for _ in range(RESAMPLES_AT_ONCE)
-            ]
-            for key, values in self._values(np.array(drawn, dtype=float)).items():
-                parts[key].append(values)
-        return {key: np.concatenate(values) for key, values in parts.items()}
+        """The same on bootstrap draws of the questions: the same draws for every system."""
+        return resample(self._values, len(self.types))
 
     def summary(self) -> dict:
         """
