@@ -10,72 +10,90 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-# Appended to what trains at full size: two steps of the tiny model on rooms of two pictures.
+# Appended to what trains at full size: two steps, an evaluation and a checkpoint, on pictures of 56 pixels.
 SMALL = (
-    "--model_name_or_path demo/tiny --dataset_paths demo/data/scanqa demo/data/sqa3d --image_size 56 --num_views 2 "
-    "--freeze_text_layers 0 --bf16 false --activation_checkpointing false --max_steps 2 --logging_steps 1 "
-    "--per_device_train_batch_size 1 --global_batch_size 1 --dataloader_num_workers 0 "
-    "--eval_strategy no --save_strategy steps --save_steps 1 --load_best_model_at_end false"
+    "--image_size 56 --bf16 false --activation_checkpointing false --max_steps 2 --logging_steps 1 --global_batch_size 1 "
+    "--dataloader_num_workers 0 --eval_strategy steps --eval_steps 2 --eval_questions 4 --max_new_tokens 4 "
+    "--save_strategy steps --save_steps 2"
 ).split()
-ACCELERATED = [*SMALL, "--gradient_accumulation_steps", "1"]  # which recipes.launch sets itself
-WORDS = {"DIR": "demo/tiny", "DATA": "demo/data/scanqa", "STORE": "store"}  # placeholders of the docs
+# recipes.launch finds out what follows from the global batch, and that there is no GPU.
+ACCELERATED = [*SMALL, *"--per_device_train_batch_size 1 --gradient_accumulation_steps 1".split()]
+TINY = "--model_name_or_path demo/tiny --freeze_text_layers 0".split()  # of few layers
+STORED = [*TINY, *"--dataset_paths demo/data/scanqa --dataset_weights 1 --num_views 2".split()]
+CPU = [*SMALL, "--use_cpu", "true"]  # under Slurm, whose GPUs are only names here
+# Placeholders of the docs, and the address of what stands in for Apple's server.
+WORDS = {"DIR": "demo/tiny", "DATA": "demo/data/scanqa", "STORE": "store"}
+MIRROR = "MIRROR"
+
+
+def into(folder: str) -> list[str]:
+    """Of runs that would otherwise go on with another one's; these train alone."""
+    return f"--eval_strategy no --load_best_model_at_end false --output_dir outputs/{folder}".split()
+
 
 # In this order: how a command starts, and what is appended to it.
 RUN = {
+    "make demo": ["DEMO_DIR=demo --smoke"],
+    "make docs-figures": ["DEMO_DIR=finished --root ."],
+    "python -m recipes.docs_figures --check": ["--root", "."],
+    "hf auth login": [],
+    "pip install": ["--dry-run", "--no-index", "--no-build-isolation"],
+    "python -m data_scripts.rooms": ["--scenes", "3", "--views", "2", "--image-size", "28"],
+    "python -m data_scripts.download_arkitscenes": ["--base-url", MIRROR],
     "python -m data_scripts.prepare instruct": [],
-    "python -m data_scripts.prepare scanqa": ["--num-views", "4", "--workers", "1"],
-    "python -m data_scripts.prepare sqa3d": ["--num-views", "4", "--workers", "1"],
-    "python -m data_scripts.prepare arkit_actions": ["--num-views", "4", "--workers", "1"],
+    "python -m data_scripts.prepare scanqa": ["--workers", "1"],
+    "python -m data_scripts.prepare sqa3d": ["--workers", "1"],
+    "python -m data_scripts.prepare arkit_actions": ["--workers", "1"],
     "python -m data_scripts.prepare records": [],
     "python -m data_scripts.view": [],
-    "python -m data_scripts.rooms": ["--scenes", "3", "--views", "2", "--image-size", "28"],
+    "python -m modeling_vggt_qwen3.convert_vggt_qwen3_to_hf convert": ["--projector-type", "mlp"],
+    "python -m recipes.ask --model checkpoints/": [],
     "python -m recipes.launch stage2 --dry-run": [],
-    "python -m recipes.launch stage2 --mode debug --safe": ["--", *SMALL],
-    "accelerate launch recipes/stage2.py": ACCELERATED,
-    "accelerate launch recipes/stage2.py --view_dropout": [*ACCELERATED, "--output_dir", "outputs/views"],
-    "accelerate launch recipes/stage2.py --config": [*ACCELERATED, "--output_dir", "outputs/rooms"],
-    "python -m recipes.feature_store": "--split train val --num-views 2 --image-size 56".split(),
-    "accelerate launch recipes/stage2.py --feature_store": [
-        *ACCELERATED, *"--output_dir outputs/stored --dataset_paths demo/data/scanqa --dataset_weights 1".split(),
+    "python -m recipes.launch stage1 --mode debug": SMALL,
+    "python -m recipes.launch stage1": SMALL,
+    "python -m recipes.launch stage2 --mode debug --safe": SMALL,
+    "python -m recipes.launch stage2": SMALL,
+    "python -m recipes.launch stage3": SMALL,
+    "python -m recipes.launch stage2 --dry-run --num_processes": [],
+    "python -m recipes.launch stage2 --num_processes auto": [*SMALL, *into("auto")],
+    "accelerate launch recipes/stage2.py": [*ACCELERATED, *into("accelerated")],
+    "accelerate launch recipes/stage2.py --view_dropout": [*ACCELERATED, *into("views")],
+    "accelerate launch recipes/stage2.py --config": [*ACCELERATED, *into("rooms")],
+    "accelerate launch --config_file recipes/accelerate_configs/zero3.yaml": [
+        *ACCELERATED, *TINY, "--global_batch_size", "2", *into("zero3"),
     ],
+    "python -m recipes.feature_store": "--split train val --num-views 2 --image-size 56".split(),
+    "accelerate launch recipes/stage2.py --feature_store": [*ACCELERATED, *STORED, *into("stored")],
     "python -m recipes.monitor": [],
+    "tensorboard": ["--port", "0"],
     "python -m recipes.export": ["--checkpoint", "outputs/stage2/checkpoint-2"],
+    "python -m recipes.eval --model outputs/": ["--em-only"],
+    "python push_to_hub.py": [],
+    "accelerate launch recipes/stage2.py --push_to_hub": [*ACCELERATED, "--output_dir", "outputs/published"],
     "python -m recipes.ask --model demo/stage2": [],
     "python -m recipes.ask --model demo/stage3": [],
     "python -m recipes.score": ["--em-only"],
     "python -m recipes.eval --model demo/blind": ["--em-only"],
     "python -m recipes.eval --model demo/stage2": ["--em-only"],
     "python -m recipes.eval --model demo/stage3": [],
-    "python push_to_hub.py --model demo/stage2 --repo-id org/name --dry-run": ["--evaluation", "scores"],
     "python -m recipes.eval --model DIR": "--num-views 2 --em-only".split(),
+    "sbatch recipes/slurm/": [*CPU, *into("slurm")],
+    "sbatch recipes/slurm/stage1.sbatch": [*CPU, *into("slurm1")],
+    "sbatch recipes/slurm/stage2.sbatch": [*CPU, *into("slurm2")],
+    "sbatch recipes/slurm/stage3.sbatch": [*CPU, *into("slurm3")],
+    "sbatch --nodes=4": [*CPU, "--global_batch_size", "4", *into("slurm4")],
 }  # fmt: skip
-TRAINS = "trains at full size; the same command with other settings is run"
-TOKEN = "needs a token of the Hub; tests/test_push_to_hub.py and test_model_card.py publish to a Hub of their own"
-SYSTEM = "changes the machine, not the project"
+# What has to stand before the script: its num_processes are the GPUs of a machine.
+BEFORE_SCRIPT = {
+    "accelerate launch --config_file recipes/accelerate_configs/zero3.yaml": "--num_processes 2 --main_process_port 0".split(),
+}
+SYSTEM = "made the environment that runs this"
 NOT_RUN = {
     "make test": "is what runs this",
-    "make demo": ".ci/run runs it with --smoke",
     "make setup": SYSTEM,
-    "make docs-figures": "needs a whole run of the demo; tests/test_docs_figures.py writes figures from a small one",
-    "python -m recipes.docs_figures --check": "tests/test_docs_figures.py checks README.md and docs/ so",
     "source .venv/bin/activate": SYSTEM,
-    "pip install": SYSTEM,
-    "hf auth login": TOKEN,
-    "python push_to_hub.py": TOKEN,
-    "python -m data_scripts.prepare records --records train.jsonl val.jsonl --image-root images --output data/records --push": TOKEN,
-    "accelerate launch recipes/stage2.py --push_to_hub": TOKEN,
-    "python -m modeling_vggt_qwen3.convert_vggt_qwen3_to_hf convert": "downloads 13 GB; tests/test_convert.py converts small files",
-    "python -m recipes.ask --model checkpoints/": "needs released weights; tests/test_scene_export.py asks a small model so",
-    "python -m data_scripts.download_arkitscenes": "downloads; tests/test_download_arkitscenes.py has a server of its own",
-    "python -m recipes.launch": TRAINS,
-    "python -m recipes.launch stage2 --dry-run --num_processes": "is the dry run that is run, for another GPU",
-    "accelerate launch --config_file recipes/accelerate_configs/zero3.yaml": "needs GPUs; tests/test_deepspeed.py trains so on CPUs",
-    "python -m recipes.eval --model outputs/": "scores what full-size commands train; the demo's models are scored instead",
-    "python -m recipes.benchmark": "takes minutes; tests/test_benchmark.py runs it",
-    "sbatch": "needs Slurm; tests/test_slurm.py submits these files to one",
-    "tensorboard": "serves until it is stopped",
-}  # fmt: skip
-PYTHON_NOT_RUN = {'"org/': TOKEN}
+    "python -m recipes.benchmark": "takes many minutes; tests/test_benchmark.py runs it on fewer sizes",
+}
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -96,8 +114,13 @@ def commands() -> dict[str, str]:
         for line in text.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words:
-                found.setdefault(shlex.join(words), where)
+                found.setdefault(shell_text(words), where)
     return found
+
+
+def shell_text(words: list[str]) -> str:
+    """Words as one line for a shell, which expands what has a `*`."""
+    return " ".join(word if re.fullmatch(r"[\w./=:*-]+", word) else shlex.quote(word) for word in words)
 
 
 def entry_of(command: str) -> str | None:

@@ -1,118 +1,172 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A small world in which the commands of the docs run: rooms under the names of the real downloads, a tiny checkpoint, two-step
-runs. Commands run in processes that are forked from one that has imported the libraries: that takes most of their time.
+A small world in which a shell runs the docs' commands: rooms under the names of the real downloads, a Hub and a mirror of
+ARKitScenes on this machine. What `make demo` and the commands themselves make is there for those after them.
 """
 
+import csv
 import json
 import os
+import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-from glob import glob
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from urllib.request import urlopen
 
-from docs_commands import ACCELERATED, ROOT, RUN, WORDS, entry_of
+import psutil
+from docs_commands import BEFORE_SCRIPT, MIRROR, ROOT, RUN, WORDS, entry_of, shell_text
+from docs_releases import put_qwen3, put_vggt, write_arkitscenes_mirror
+from hub_server import HubServer
+from test_docs_figures import write_demo
 
 
-SERVER = """
-import json, os, runpy, sys, traceback
-import accelerate.commands.launch, data_scripts.builders, evaluate, peft
-import recipes.evaluation.action_page, recipes.publishing.upload, recipes.training.sft, recipes.training.store_writer
-for line in sys.stdin:
-    job = json.loads(line)
-    if os.fork() == 0:
-        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1), os.dup2(log, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        code = 0
-        try:
-            sys.argv = job["argv"]
-            if job["kind"] == "module":
-                runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-            elif job["kind"] == "script":
-                runpy.run_path(sys.argv[0], run_name="__main__")
-            else:
-                exec(compile(sys.argv[0], "docs", "exec"), {"__name__": "__main__"})
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else int(error.code is not None)
-            if isinstance(error.code, str):
-                print(error.code, file=sys.stderr)
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
-    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+LINKED = ("modeling_vggt_qwen3", "data_scripts", "recipes", "push_to_hub.py", "setup.py", "pyproject.toml", "Makefile")
+LINKED += ("constraints.txt", "CITATION.cff")
+COPIED = ("README.md", "docs")  # make docs-figures writes to them
+CONSOLE_SCRIPTS = ("accelerate", "hf")
+PYTHON = """#!/bin/sh
+exec {python} -IS {program} run {socket} "$@"
 """
+CONSOLE_SCRIPT = """#!/bin/sh
+exec {python} {script} "$@"
+"""
+TIMEOUT = 600  # seconds, of one command; DeepSpeed compiles for minutes when it is first used
+
+
+class Mirror(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
 
 
 class World:
-    """The folder that commands run in, and the process that runs them."""
+    """The folder that commands run in, with a `.venv` whose python is that of docs_python.py."""
 
     def __init__(self, folder: Path):
         self.folder, self.log = folder, folder / "log.txt"
-        for name in (
-            "modeling_vggt_qwen3",
-            "data_scripts",
-            "recipes",
-            "push_to_hub.py",
-            "CITATION.cff",
-            "constraints.txt",
-        ):
+        for name in LINKED:
             (folder / name).symlink_to(ROOT / name)
-        environment = os.environ | {
-            "HF_HOME": str(folder / "cache"),
-            "PYTHONPATH": str(folder),
-            "PYTHONWARNINGS": "ignore",
-        }
-        self.server = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        for name in COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, folder / name)
+        self.hub = HubServer().__enter__()
+        handler = partial(Mirror, directory=folder / "mirror")
+        self.mirror = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        Thread(target=self.mirror.serve_forever, args=(0.05,), daemon=True).start()
+        self.make_environment()
         self.fill()
 
-    def run(self, kind: str, argv: list[str]) -> str | None:
-        """Runs a module, a script or code; the end of what it printed if it failed."""
-        self.server.stdin.write(json.dumps({"kind": kind, "argv": argv, "log": str(self.log)}) + "\n")
-        self.server.stdin.flush()
-        code = self.server.stdout.readline().strip()
-        if not code:
-            return f"the server of commands ended:\n{self.server.stderr.read()[-3000:]}"
-        return None if code == "0" else f"exit code {code}:\n{self.log.read_text(errors='replace')[-3000:]}"
+    def make_environment(self):
+        """`.venv`, the environment variables of commands, and the process that theirs are forked from."""
+        bin_folder, real_bin = self.folder / ".venv" / "bin", Path(sys.executable).parent
+        bin_folder.mkdir(parents=True)
+        python, socket = bin_folder / "python", self.folder / "socket"
+        program = ROOT / "tests" / "docs_python.py"
+        scripts = {"python": PYTHON.format(python=sys.executable, program=program, socket=socket)}
+        for name in CONSOLE_SCRIPTS:
+            scripts[name] = CONSOLE_SCRIPT.format(python=python, script=real_bin / name)
+        for name, text in scripts.items():
+            (bin_folder / name).write_text(text)
+            (bin_folder / name).chmod(0o755)
+        (self.folder / ".venv" / ".installed").touch()  # make has nothing to set up
+        environment = self.hub.environment(self.folder / "cache", token=None)
+        self.environment = {key: value for key, value in environment.items() if not key.startswith(("MAKE", "MFLAGS"))}
+        self.environment |= {
+            "PATH": os.pathsep.join([str(bin_folder), str(real_bin), os.environ["PATH"]]),
+            "PYTHONPATH": str(self.folder),
+            "PYTHONWARNINGS": "ignore",
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",  # which asks PyPI
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "DS_ACCELERATOR": "cpu",
+        }
+        # What a user without a GPU has answered to `accelerate config`.
+        (self.folder / "cache" / "accelerate").mkdir(parents=True)
+        cpu = ROOT / "recipes" / "accelerate_configs" / "cpu.yaml"
+        shutil.copy(cpu, self.folder / "cache" / "accelerate" / "default_config.yaml")
+        self.server = subprocess.Popen(
+            [sys.executable, program, "serve", socket, python],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=(self.folder / "server.txt").open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        while not socket.exists():
+            assert self.server.poll() is None, (self.folder / "server.txt").read_text()[-3000:]
+            time.sleep(0.02)
 
-    def run_command(self, command: str) -> str | None:
+    def start(self, text: str, environment: dict[str, str]) -> subprocess.Popen:
+        return subprocess.Popen(
+            ["bash", "-c", text],
+            cwd=self.folder,
+            env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log.open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def run(self, text: str, environment: dict[str, str] | None = None) -> str | None:
+        """Runs a line of shell; the end of what it printed if it failed."""
+        process = self.start(text, environment or {})
+        try:
+            code = process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            code = f"none after {TIMEOUT} s"
+            self.kill(process)
+        return f"exit code {code}:\n{self.printed()[-3000:]}" if code else None
+
+    def printed(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def kill(self, process: subprocess.Popen):
+        """Ends a command, and what of it the server has forked."""
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for child in psutil.Process(self.server.pid).children(recursive=True):
+            child.kill()
+
+    def run_command(self, command: str, environment: dict[str, str] | None = None) -> str | None:
         """Runs a command of the docs with what `RUN` appends to it."""
+        entry, address = entry_of(command), f"http://127.0.0.1:{self.mirror.server_port}"
         words = [WORDS.get(word, word) for word in shlex.split(command)]
-        words = [path for word in words for path in self.expand(word)] + RUN[entry_of(command)]
-        if words[:2] == ["accelerate", "launch"]:
-            return self.run("script", words[words.index("recipes/stage2.py") :])
-        assert words[0] == "python", command
-        return self.run("module", words[2:]) if words[1] == "-m" else self.run("script", words[1:])
+        added = [address if word == MIRROR else word for word in RUN[entry]]
+        if added and entry.startswith(("python -m recipes.launch", "sbatch")) and "--" not in words:
+            added.insert(0, "--")  # what follows is for the recipe
+        words[2:2] = BEFORE_SCRIPT.get(entry, [])
+        text = shell_text([*words, *added])
+        return self.serve(text) if words[0] == "tensorboard" else self.run(text, environment)
 
-    def expand(self, word: str) -> list[str]:
-        """What a shell makes of a word."""
-        return sorted(glob(word, root_dir=self.folder)) or [word] if "*" in word else [word]
-
-    def made(self, command: str):
-        kind, *argv = shlex.split(command)
-        failure = self.run(kind, argv)
-        assert failure is None, f"{command}\n{failure}"
+    def serve(self, text: str) -> str | None:
+        """Runs TensorBoard until it has found runs."""
+        process = self.start(text, {})
+        deadline = time.monotonic() + TIMEOUT
+        try:
+            while process.poll() is None and time.monotonic() < deadline:
+                if address := re.search(r"http://\S+:\d+/", self.printed()):
+                    with urlopen(f"{address[0]}data/runs") as answer:
+                        if json.load(answer):
+                            return None
+                time.sleep(0.2)
+        finally:
+            self.kill(process)
+        return f"no runs:\n{self.printed()[-3000:]}"
 
     def fill(self):
-        folder = self.folder
-        self.made(
-            "module data_scripts.rooms --output demo/rooms --scenes 12 --views 4 --image-size 56 --seed 0 --objects 3 4 "
-            "--instruct-images 12 --formats scannet arkitscenes roomplan"
+        folder, rooms = self.folder, self.folder / "demo" / "rooms"
+        failure = self.run(
+            "python -m data_scripts.rooms --output demo/rooms --scenes 12 --views 10 --image-size 56 --seed 3 "
+            "--objects 3 4 --instruct-images 24 --formats scannet arkitscenes arkitscenes_raw roomplan"
         )
-        rooms = folder / "demo" / "rooms"
-        for name, target in {"scans": "scannet", "ARKitScenes": "arkitscenes", "exports": "roomplan"}.items():
-            (folder / name).symlink_to(rooms / target)
+        assert failure is None, failure
+        (folder / "scans").symlink_to(rooms / "scannet")
         for path in (*(rooms / "scanqa").iterdir(), *(rooms / "sqa3d").iterdir()):
             (folder / path.name).symlink_to(path)
         (folder / "images").symlink_to(rooms / "instruct")
@@ -120,29 +174,20 @@ class World:
             shutil.copy(rooms / "instruct" / f"instruct_{split}.json", folder / f"llava_{split}.json")
         self.write_records()
         self.write_answers()
-        for number, name in enumerate(("photo1", "photo2")):
-            shutil.copy(
-                sorted((rooms / "scannet" / "scene0000_00" / "color").iterdir())[number], folder / f"{name}.jpg"
-            )
+        photos = sorted((rooms / "scannet" / "scene0000_00" / "color").iterdir())
+        for name, photo in zip(("photo1", "photo2", "a", "b"), photos):
+            shutil.copy(photo, folder / f"{name}.jpg")
+        (folder / "finished").mkdir()
+        write_demo(folder / "finished")  # the demo here is too small to be shown
 
-        scans = "--scannet-root demo/rooms/scannet --num-views 4"
-        for name, pattern in (("scanqa", "ScanQA*.json"), ("sqa3d", "v1_*.json")):
-            files = " ".join(self.expand(pattern))
-            self.made(f"module data_scripts.prepare {name} {scans} --annotations {files} --output demo/data/{name}")
-        self.made(
-            "module data_scripts.prepare arkit_actions --arkitscenes-root demo/rooms/arkitscenes --num-views 4 --actions "
-            "place_anchor --output demo/data/arkit_actions"
-        )
-        self.made("module modeling_vggt_qwen3.convert_vggt_qwen3_to_hf tiny --output demo/tiny --image-size 56")
-        small = shlex.join([*ACCELERATED, "--report_to", "none", "--save_strategy", "no"])
-        for stage, model, data in ((2, "tiny", "scanqa demo/data/sqa3d"), (3, "stage2", "arkit_actions")):
-            self.made(
-                f"script recipes/stage{stage}.py --config recipes/configs/rooms/stage{stage}.yaml {small} --output_dir "
-                f"demo/stage{stage} --model_name_or_path demo/{model} --dataset_paths demo/data/{data} --dataset_weights "
-                + ("0.9 0.1" if stage == 2 else "1")
-            )
-        shutil.copytree(folder / "demo" / "stage2", folder / "demo" / "blind")
-        shutil.copytree(folder / "demo" / "stage3", folder / "demo" / "stage3_blind")
+        write_arkitscenes_mirror(rooms / "arkitscenes", folder / "mirror")
+        (folder / "ARKitScenes" / "3dod").mkdir(parents=True)
+        (folder / "ARKitScenes" / "3dod" / "Training").symlink_to(rooms / "arkitscenes" / "3dod" / "Training")
+        with (rooms / "arkitscenes" / "metadata.csv").open() as metadata:
+            lines = [f"{row['video_id']},{row['visit_id']},{row['fold']}\n" for row in csv.DictReader(metadata)]
+        (folder / "3dod_train_val_splits.csv").write_text("video_id,visit_id,fold\n" + "".join(lines))
+        put_vggt(self.hub)
+        put_qwen3(self.hub, folder / "qwen3")
 
     def write_records(self):
         pictures = sorted((self.folder / "images" / "images").glob("*.jpg"))
@@ -172,5 +217,9 @@ class World:
             (self.folder / f"{name}.json").write_text(json.dumps(rows))
 
     def close(self):
-        self.server.stdin.close()
+        for process in (*psutil.Process(self.server.pid).children(recursive=True), self.server):
+            process.kill()
         self.server.wait()
+        self.mirror.shutdown()
+        self.mirror.server_close()
+        self.hub.__exit__()

@@ -122,6 +122,14 @@ class HubHandler(BaseHTTPRequestHandler):
         token = {"type": "access_token", "accessToken": {"displayName": "tests", "role": role}}
         self.send_json({"type": "user", "name": name, "orgs": [{"name": "org"}], "auth": token})
 
+    def login(self):
+        """The device flow of `hf auth login` (RFC 8628), with somebody who confirms at once in a browser."""
+        codes = {"device_code": "device", "user_code": "user", "verification_uri": f"{self.hub.url}/device"}
+        self.send_json(codes | {"expires_in": 60, "interval": 0})
+
+    def give_token(self):
+        self.send_json({"access_token": TOKEN, "token_type": "bearer"})
+
     def create(self):
         if not self.may_write():
             return None
@@ -337,6 +345,8 @@ REPO = r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)"
 FILES = r"/((?P<kind>datasets)/)?(?P<name>[^/]+/[^/]+)"
 ROUTES = (
     ("GET", r"/api/whoami-v2", "whoami"),
+    ("POST", r"/oauth/device", "login"),
+    ("POST", r"/oauth/token", "give_token"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
     ("GET", REPO, "info"),

@@ -7,14 +7,17 @@ import re
 import runpy
 import shlex
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from docs_commands import NOT_RUN, PAGES, PYTHON_NOT_RUN, ROOT, RUN, blocks, commands, entry_of
+from docs_commands import NOT_RUN, PAGES, ROOT, RUN, blocks, commands, entry_of
 from docs_world import World
+from slurm_cluster import slurm_cluster, why_not
 
 from recipes.launch import parse as parse_launch
 from recipes.launching.settings import read_settings, recipe_argv
@@ -204,20 +207,58 @@ def world(tmp_path_factory):
     world.close()
 
 
-@pytest.mark.slow
-def test_commands_run(world):
-    """Catches a command that parses and does not do what the docs say. In the order of `RUN`: some need what others made."""
+def commands_to_run(slurm: bool) -> list[str]:
+    """In the order of `RUN`: some need what others made."""
     order = list(RUN)
-    wanted = sorted((c for c in commands() if entry_of(c) in RUN), key=lambda command: order.index(entry_of(command)))
-    failures = [f"{commands()[c]}: {c}\n{failure}" for c in wanted if (failure := world.run_command(c))]
-    assert not failures, "\n\n".join(failures)
+    wanted = [command for command in commands() if entry_of(command) in RUN and command.startswith("sbatch") == slurm]
+    return sorted(wanted, key=lambda command: order.index(entry_of(command)))
+
+
+@pytest.fixture(scope="module")
+def failures(world) -> dict[str, str]:
+    """Runs the commands that need no Slurm; where those that failed stand, and what they printed."""
+    return {f"{commands()[c]}: {c}": failure for c in commands_to_run(False) if (failure := world.run_command(c))}
 
 
 @pytest.mark.slow
-def test_python_blocks_run(world):
-    """Catches code in the docs that does not run as it stands."""
-    failures = []
+def test_commands_run(failures):
+    """Catches a command that parses and does not do what the docs say."""
+    assert not failures, "\n\n".join(map("\n".join, failures.items()))
+
+
+@pytest.mark.slow
+def test_python_blocks_run(world, failures):
+    """Catches code in the docs that does not run as it stands, after the commands that publish what it loads."""
+    wrong = []
     for where, text in blocks("python"):
-        if not any(mark in text for mark in PYTHON_NOT_RUN) and (failure := world.run("code", [text])):
-            failures.append(f"{where}: {failure}")
-    assert not failures, "\n\n".join(failures)
+        (world.folder / "block.py").write_text(text)
+        if failure := world.run("python block.py"):
+            wrong.append(f"{where}: {failure}")
+    assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.slow
+def test_slurm_commands_run(world, failures, tmp_path):
+    """Catches a job that the docs submit and that no Slurm takes, or that does not train."""
+    if reason := why_not():
+        pytest.skip(reason)
+    jobs, wrong = {}, []
+    with slurm_cluster(tmp_path, nodes=4) as environment:
+        slurm = {"SLURM_CONF": environment["SLURM_CONF"], "MODULES": "", "MAX_REQUEUES": "0"}
+        for command in commands_to_run(True):
+            failure = world.run_command(command, slurm)
+            submitted = re.search(r"Submitted batch job (\d+)", world.printed())
+            assert failure is None and submitted, f"{command}: {world.printed()}"
+            jobs[submitted[1]] = command
+        deadline = time.monotonic() + 240
+        for number, command in jobs.items():
+            show = ["scontrol", "--oneliner", "show", "job", number]
+            state = "PENDING"
+            while state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING") and time.monotonic() < deadline:
+                time.sleep(0.2)
+                shown = subprocess.run(show, env=environment, capture_output=True, text=True, check=True).stdout
+                state = re.search(r"JobState=(\w+)", shown)[1]
+            if state != "COMPLETED":
+                log = "".join(path.read_text(errors="replace") for path in world.folder.glob(f"*-{number}.log"))
+                wrong.append(f"{commands()[command]}: {command}: {state}\n{log[-3000:]}")
+    assert not wrong, "\n\n".join(wrong)
