@@ -62,6 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
         f"{options.output}: {counts['scenes']} scenes, {counts['views']} views, {counts['scanqa']} ScanQA and "
         f"{counts['sqa3d']} SQA3D questions, {counts['instruct']} instruction pictures"
     )
+    if counts["empty"]:
+        print(
+            f"warning: these rooms show too little for a question of {', '.join(counts['empty'])}, which cannot be "
+            "prepared; more scenes or views give some",
+            file=sys.stderr,
+        )
     return 0
 
 

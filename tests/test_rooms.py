@@ -502,13 +502,17 @@ def test_a_room_does_not_depend_on_the_number_of_rooms():
 
 
 def test_command_writes_everything(tmp_path, capsys):
-    """Catches an option that the command does not pass on."""
+    """Catches an option that the command does not pass on, and a split without questions that nobody hears of."""
     arguments = ["--scenes", "3", "--views", "1", "--image-size", "28", "--seed", "0", "--instruct-images", "2"]
     output = tmp_path / "deep" / "rooms"
     assert rooms.main([*arguments, "--objects", "2", "2", "--output", str(output), "--preview"]) == 0
     assert {p.name for p in output.iterdir()} == {"README.md", "instruct", "preview.png", "scannet", "scanqa", "sqa3d"}
     assert len(list((output / "instruct" / "images").iterdir())) == 2
-    assert "3 scenes" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "3 scenes" in printed.out
+    # One small view per split shows nothing to ask a situated question about.
+    empty = [split for split in ("train", "val", "test") if not sqa3d(output, split)]
+    assert empty and f"SQA3D {empty[0]}" in printed.err
     assert all(len(build_scene(Settings(3, 1, 28, 0, 2, (2, 2)), i).pieces) == 2 for i in range(3))
 
 

@@ -156,7 +156,8 @@ def generate(settings: Settings, output: Path, workers: int = 1, preview: bool =
         progress: show a progress bar.
 
     Returns:
-        number of scenes, views, ScanQA and SQA3D questions, and instruction pictures.
+        number of scenes, views, ScanQA and SQA3D questions, and instruction pictures; in `empty` the annotation files
+        without a question, as where a split has few rooms and these show little.
 
     Raises:
         ValueError: `output` is taken or cannot be written.
@@ -232,6 +233,12 @@ def _generate(settings: Settings, folder: Path, workers: int, preview: bool, pro
         "scanqa": sum(map(len, scanqa.values())),
         "sqa3d": sum(map(len, questions.values())),
         "instruct": pictures,
+        "empty": [
+            f"{name} {split}"
+            for name, of in (("ScanQA", scanqa), ("SQA3D", questions))
+            for split in SPLITS
+            if not of[split]
+        ],
     }
 
 
