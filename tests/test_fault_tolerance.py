@@ -141,6 +141,19 @@ def test_a_run_without_a_whole_checkpoint_does_not_start_again_by_itself(whole, 
     assert "None of the 3 checkpoints" in run(tmp_path / "run")
 
 
+def test_a_run_starts_where_resume_from_checkpoint_says(whole, run, tmp_path):
+    """Catches a choice that is read and dropped: steps trained before the checkpoint, or a run that goes on unasked."""
+    assert run(tmp_path / "named", "--resume_from_checkpoint", whole / "checkpoint-2") is None
+    assert losses_of(tmp_path / "named") == losses_of(whole)
+    assert {folder.name for folder in (tmp_path / "named").glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
+
+    shutil.copytree(whole, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoint-2")
+    assert run(tmp_path / "again", "--resume_from_checkpoint", "none") is None
+    assert (tmp_path / "again" / "checkpoint-2").is_dir()
+    assert "checkpoint-3" in run(tmp_path / "named", "--resume_from_checkpoint", whole / "checkpoint-3")
+
+
 def test_a_run_killed_while_it_saves_resumes_from_the_one_before(whole, run, tmp_path, monkeypatch):
     """Catches a half-written checkpoint that is picked, and an old one deleted before the new one is whole."""
     save_rng_state = ResumableTrainer._save_rng_state

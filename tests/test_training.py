@@ -266,6 +266,14 @@ def test_freezing_and_lora_train_just_what_they_say(freeze_vision, repos):
     assert [name for name in frozen if moved[name]] == []
 
 
+def test_lora_adapts_the_modules_it_is_given():
+    """Catches target modules that are read and replaced by the default."""
+    arguments = ModelArguments(model_name_or_path="", lora_r=2, lora_target_modules=["v_proj", "up_proj"])
+    model = freeze_and_adapt(toy_model(), arguments)
+    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_" in name}
+    assert adapted == {"v_proj", "up_proj"}
+
+
 def test_freeze_text_leaves_projector_and_geometry_encoder():
     """Catches a stage 1 that trains the language model as well."""
     model = freeze_and_adapt(toy_model(), ModelArguments(model_name_or_path="", freeze_text=True))
