@@ -12,6 +12,7 @@ procedural rooms on a CPU.
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -151,6 +152,18 @@ def create_tiny_config(
     )
 
 
+def create_sine_embeddings(patches_per_side: int, hidden_size: int) -> torch.Tensor:
+    """
+    `[patches, hidden_size]` sines and cosines of each patch's row and column, row by row, for the position embeddings to
+    start from ("Attention Is All You Need", section 3.5, in two dimensions; a quarter of the width each).
+    """
+    frequencies = math.pi * 100 ** (-torch.arange(hidden_size // 4) / (hidden_size // 4))
+    place = torch.linspace(0, 2, patches_per_side)
+    rows, columns = torch.meshgrid(place, place, indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (rows, columns)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+
+
 def check_output(output: Path):
     """Raises FileExistsError if `output` is a file, or a folder with something in it."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -180,6 +193,12 @@ def convert_tiny(output: Path, image_size: int, projector_type: str, seed: int):
     tokenizer = create_tiny_tokenizer()
     config = create_tiny_config(tokenizer, image_size, projector_type)
     model = VggtQwen3ForConditionalGeneration(config)
+    # Beside a random patch embedding random positions of the same range are faint, and shapes are learned late.
+    positions = model.model.vision_model.backbone.embeddings.position_embeddings
+    vision_config = config.vision_config
+    sines = create_sine_embeddings(vision_config.image_size // vision_config.patch_size, vision_config.hidden_size)
+    with torch.no_grad():
+        positions[0, 1:] = sines  # the first is the class token's
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=32
     )

@@ -129,12 +129,12 @@ def test_rendering_is_fast_enough():
     settings = Settings(3, 4, 112, 0, 0)
     build_scene(settings, 0)
     seconds = []
-    for _ in range(8):  # the same rooms; what else the machine does only adds to the least of the times
+    for _ in range(4):  # the same rooms; what else the machine does only adds to the least of the times
         start = time.process_time()
-        for index in range(1, 9):
+        for index in range(1, 25):
             build_scene(settings, index)
         seconds.append(time.process_time() - start)
-    assert 8 * settings.views / min(seconds) > 50
+    assert 24 * settings.views / min(seconds) > 50
 
 
 def test_colors_stay_distinct_under_shading():

@@ -6,6 +6,7 @@ the floor. Its raw frame, the one a scan would be stored in, is turned about z a
 """
 
 import colorsys
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,7 +33,7 @@ class Piece:
         category, color: keys of `furniture.CATEGORIES` and `furniture.COLORS`.
         position: `[2]` middle of the footprint, metres, aligned frame.
         yaw: radians, counter-clockwise; the front is the direction (-sin yaw, cos yaw).
-        parts: `[P, 7]` see `furniture.build`.
+        parts: `[P, 8]` see `furniture.build`.
         half_size: `[2]` half the width and depth of the footprint, metres, in the piece's own frame.
     """
 
@@ -44,7 +45,7 @@ class Piece:
     half_size: np.ndarray = field(init=False)
 
     def __post_init__(self):
-        self.half_size = np.abs(self.parts[:, :4]).max(axis=0).reshape(2, 2).max(axis=1)
+        self.half_size = _half_size(self.parts)
 
     @property
     def name(self) -> str:
@@ -197,18 +198,20 @@ def _furnish(rng: np.random.Generator, labels: list[tuple[str, str]], spare: flo
     # Large pieces first: the small ones find a place between them, not the other way round.
     parts = [furniture.build(category, rng.uniform(0.93, 1.07)) for category, _ in labels]
     order = np.argsort([-np.prod(np.abs(p[:, :4]).max(axis=0)) for p in parts], kind="stable")
+    half_sizes = [_half_size(p) for p in parts]
     while True:
         pieces: dict[int, Piece] = {}
-        taken = []  # bounding rectangles of footprints: low, high
+        taken: list[tuple[float, float, float, float]] = []  # bounding rectangles of footprints: x0, y0, x1, y1
         for index in order:
+            category, color = labels[index]
             for _ in range(40):
-                piece = _stand(rng, side, *labels[index], parts[index])
-                low, high = piece.corners.min(axis=0), piece.corners.max(axis=0)
-                if (np.maximum(-low, high) > side / 2 - 0.02).any():
+                (x, y), yaw, (reach_x, reach_y) = _stand(rng, side, category, half_sizes[index])
+                x0, y0, x1, y1 = x - reach_x, y - reach_y, x + reach_x, y + reach_y
+                if max(-x0, x1) > side[0] / 2 - 0.02 or max(-y0, y1) > side[1] / 2 - 0.02:
                     continue
-                if all(((low > b + GAP) | (high < a - GAP)).any() for a, b in taken):
-                    pieces[index] = piece
-                    taken.append((low, high))
+                if all(x0 > c + GAP or y0 > d + GAP or x1 < a - GAP or y1 < b - GAP for a, b, c, d in taken):
+                    pieces[index] = Piece(category, color, np.array([x, y]), yaw, parts[index])
+                    taken.append((x0, y0, x1, y1))
                     break
             else:
                 break
@@ -217,25 +220,34 @@ def _furnish(rng: np.random.Generator, labels: list[tuple[str, str]], spare: flo
         side = side + 0.05
 
 
-def _stand(rng: np.random.Generator, side: np.ndarray, category: str, color: str, parts: np.ndarray) -> Piece:
-    piece = Piece(category, color, np.zeros(2), 0.0, parts)
+def _half_size(parts: np.ndarray) -> np.ndarray:
+    """`[2]` half the width and depth of the footprint, in the piece's own frame."""
+    return np.abs(parts[:, :4]).max(axis=0).reshape(2, 2).max(axis=1)
+
+
+def _stand(
+    rng: np.random.Generator, side: np.ndarray, category: str, half_size: np.ndarray
+) -> tuple[np.ndarray, float, np.ndarray]:
+    """Position `[2]` and yaw drawn for a piece, and `[2]` half the bounding rectangle of its footprint."""
+    at_wall = furniture.stands_at_wall(category)
+    turn, gap = (0.04, 0.03) if at_wall else (0.2, 0.15)  # radians, metres
     quarter = int(rng.integers(4))
-    if furniture.stands_at_wall(category):
-        piece.yaw = quarter * np.pi / 2 + rng.uniform(-0.04, 0.04)
-        reach = np.abs(piece.corners).max(axis=0)
-        front = np.round(piece.rotation[:, 1])  # unit vector along an axis, away from the wall
-        free = np.maximum(side / 2 - reach - 0.03, 0)
-        along = rng.uniform(-1, 1) * free
-        piece.position = np.where(front != 0, -front * free, along)
-    else:
-        piece.yaw = quarter * np.pi / 2 + rng.uniform(-0.2, 0.2)
-        reach = np.abs(piece.corners).max(axis=0)
-        piece.position = rng.uniform(-1, 1, size=2) * np.maximum(side / 2 - reach - 0.15, 0)
-    return piece
+    yaw = quarter * math.pi / 2 + rng.uniform(-turn, turn)
+    cos, sin = abs(math.cos(yaw)), abs(math.sin(yaw))
+    reach = np.array([cos * half_size[0] + sin * half_size[1], sin * half_size[0] + cos * half_size[1]])
+    position = rng.uniform(-1, 1, size=2) * np.maximum(side / 2 - reach - gap, 0)
+    if at_wall:  # the front (-sin yaw, cos yaw) looks away from the wall
+        axis, sign = ((1, -1), (0, 1), (1, 1), (0, -1))[quarter]
+        position[axis] = sign * max(side[axis] / 2 - reach[axis] - gap, 0)
+    return position, yaw, reach
 
 
 def _place_cameras(rng: np.random.Generator, side: np.ndarray, pieces: list[Piece], views: int) -> np.ndarray | None:
     start = rng.uniform(0, 2 * np.pi)
+    rotations = np.stack([piece.rotation for piece in pieces])
+    middles = np.stack([piece.position for piece in pieces])
+    half_sizes = np.stack([piece.half_size for piece in pieces])
+    clearances = np.array([piece.clearance for piece in pieces])
     poses = []
     for view in range(views):
         for _ in range(12):
@@ -243,7 +255,8 @@ def _place_cameras(rng: np.random.Generator, side: np.ndarray, pieces: list[Piec
             ray = np.array([np.cos(angle), np.sin(angle)])
             inside = side / 2 - rng.uniform(0.12, 0.3)
             position = ray * (inside / np.maximum(np.abs(ray), 1e-9)).min()
-            if all(piece.distance(position) >= piece.clearance for piece in pieces):
+            outside = np.abs(((position - middles)[:, None] @ rotations)[:, 0]) - half_sizes
+            if (np.hypot(*np.maximum(outside, 0).T) >= clearances).all():
                 break
         else:
             return None
@@ -307,7 +320,7 @@ def _palette(rng: np.random.Generator, normals: np.ndarray, tone: np.ndarray, pi
         colorsys.hsv_to_rgb(rng.uniform(0.05, 0.12), rng.uniform(0.12, 0.3), rng.uniform(0.34, 0.46))
     )
     base = [np.tile(wall, (4, 1)), floor[None]]
-    base += [np.tile(furniture.COLORS[piece.color], (6 * len(piece.parts), 1)) for piece in pieces]
+    base += [np.repeat(furniture.colors_of(piece.parts, piece.color), 6, axis=0) for piece in pieces]
     colors = np.concatenate(base) * (light * tone)[:, None]
     return np.concatenate([colors, [[176, 186, 196]]]).astype(np.uint8)  # the last: above the walls
 
