@@ -19,6 +19,7 @@ from data_scripts.synthetic import (
     Settings,
     build_picture,
     build_scene,
+    furniture,
     generate,
     layout,
     pipeline,
@@ -149,6 +150,18 @@ def test_colors_stay_distinct_under_shading():
             wrong += min(hues, key=lambda name: np.abs(hues[name] - mean).sum()) != scene.pieces[number].color
             total += 1
     assert total > 60 and wrong == 0
+
+
+def test_materials_do_not_follow_the_color():
+    """Catches a part painted like the piece though it is of a material, and a material taken for one of the colours."""
+    for category in CATEGORIES:
+        parts = furniture.build(category, 1.0)
+        red, blue = (furniture.colors_of(parts, color) for color in ("red", "blue"))
+        own = (red == COLORS["red"]).all(axis=1)
+        assert own.any() and (blue[own] == COLORS["blue"]).all() and (red[~own] == blue[~own]).all(), category
+        assert {tuple(color) for color in red[~own]} <= set(furniture.MATERIALS.values()), category
+    for material in furniture.MATERIALS.values():
+        assert min(np.abs(np.subtract(material, color)).sum() for color in COLORS.values()) > 100
 
 
 # ------------------------------------------------------------------------------------------------------------ layout

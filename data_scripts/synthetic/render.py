@@ -80,8 +80,12 @@ def rasterize(
     corners = np.einsum("vij,qkj->vqki", rotation, quads) + translation[:, None, None]  # [V, Q, 4, 3]
     towards = np.einsum("vij,qj->vqi", rotation, normals)  # [V, Q, 3]
     distance = np.einsum("vqi,vqi->vq", towards, corners[:, :, 0])
-    facing = (distance < -1e-6) & (corners[..., 2].max(axis=2) > 0)
-    view, quad = np.nonzero(facing)
+    drawn = distance < -1e-6  # it faces the camera; nor is it wholly behind it or beyond one side of the picture
+    (left, right), (top, bottom) = ((np.array([-0.5, size - 0.5]) - camera[i, 2]) / camera[i, i] for i in (0, 1))
+    x, y, z = np.moveaxis(corners, -1, 0)  # [V, Q, 4]
+    for inwards in (z, x - left * z, right * z - x, y - top * z, bottom * z - y):
+        drawn &= inwards.max(axis=2) > 0
+    view, quad = np.nonzero(drawn)
     corners = corners[view, quad]  # [F, 4, 3]
     planes = np.empty((len(view), 5, 3))  # each a half-space of viewing rays (x, y, 1) that hit the face
     planes[:, :4] = np.cross(corners, np.roll(corners, -1, axis=1))
@@ -96,16 +100,17 @@ def rasterize(
     # Sample s lies at image coordinate s / oversampling + first.
     first = (1 / oversampling - 1) / 2
     rows = np.arange(samples) / oversampling + first
-    along, down, constant = per_pixel(planes)
-    flat = np.abs(along) < 1e-12
-    at_row = down[..., None] * rows + constant[..., None]  # [F, 5, S]
-    bound = -at_row / np.where(flat, 1.0, along)[..., None]
-    outside = flat[..., None] & (at_row < 0)
-    low = np.where((along > 0)[..., None] & ~flat[..., None], bound, -np.inf)
-    low[outside] = np.inf
-    high = np.where((along < 0)[..., None] & ~flat[..., None], bound, np.inf)
-    start = np.clip(np.ceil((low.max(axis=1) - first) * oversampling), 0, samples).astype(np.int64)  # [F, S]
-    stop = np.clip(np.floor((high.min(axis=1) - first) * oversampling) + 1, 0, samples).astype(np.int64)
+    low = np.full((len(view), samples), -np.inf)  # [F, S] of each row of a face
+    high = np.full_like(low, np.inf)
+    for along, down, constant in zip(*(values.T for values in per_pixel(planes))):
+        flat = np.abs(along) < 1e-12
+        at_row = down[:, None] * rows + constant[:, None]
+        bound = -at_row / np.where(flat, 1.0, along)[:, None]
+        np.maximum(low, bound, out=low, where=((along > 0) & ~flat)[:, None])
+        np.minimum(high, bound, out=high, where=((along < 0) & ~flat)[:, None])
+        low[flat[:, None] & (at_row < 0)] = np.inf
+    start = np.clip(np.ceil((low - first) * oversampling), 0, samples).astype(np.int64)  # [F, S]
+    stop = np.clip(np.floor((high - first) * oversampling) + 1, 0, samples).astype(np.int64)
     face, row = np.nonzero(stop > start)
     start, length = start[face, row], (stop - start)[face, row]
 
