@@ -162,7 +162,7 @@ class World:
     def fill(self):
         folder, rooms = self.folder, self.folder / "demo" / "rooms"
         failure = self.run(
-            "python -m data_scripts.rooms --output demo/rooms --scenes 12 --views 10 --image-size 56 --seed 3 "
+            "python -m data_scripts.rooms --output demo/rooms --scenes 12 --views 10 --image-size 56 --seed 5 "
             "--objects 3 4 --instruct-images 24 --formats scannet arkitscenes arkitscenes_raw roomplan"
         )
         assert failure is None, failure
