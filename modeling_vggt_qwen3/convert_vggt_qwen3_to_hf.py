@@ -155,7 +155,8 @@ def create_tiny_config(
 def create_sine_embeddings(patches_per_side: int, hidden_size: int) -> torch.Tensor:
     """
     `[patches, hidden_size]` sines and cosines of each patch's row and column, row by row, for the position embeddings to
-    start from ("Attention Is All You Need", section 3.5, in two dimensions; a quarter of the width each).
+    start from ("Attention Is All You Need", section 3.5, in two dimensions; a quarter of the width each;
+    `hidden_size` is a multiple of 4).
     """
     frequencies = math.pi * 100 ** (-torch.arange(hidden_size // 4) / (hidden_size // 4))
     place = torch.linspace(0, 2, patches_per_side)

@@ -522,3 +522,18 @@ def test_nothing_is_left_of_a_conversion_that_fails_half_way(vggt, text, tmp_pat
 
     monkeypatch.setattr(converter, "write_documents", fail)
     refuse(tmp_path, vggt, text, None, KeyboardInterrupt)
+
+
+def test_positions_of_the_tiny_model_start_as_sines():
+    """Catches rows taken for columns, and positions that coincide."""
+    sines = converter.create_sine_embeddings(3, 8).reshape(3, 3, 8)
+    assert torch.equal(sines[:, 0, :4], sines[:, 2, :4]) and torch.equal(sines[0, :, 4:], sines[2, :, 4:])
+    assert len(torch.unique(sines.reshape(9, 8).round(decimals=4), dim=0)) == 9
+
+
+def test_the_tiny_checkpoint_holds_them(tmp_path):
+    """Catches a start that is lost on the way to the file; a class token's position stays random."""
+    converter.convert_tiny(tmp_path / "tiny", image_size=56, projector_type="mlp", seed=0)
+    weights = load_file(tmp_path / "tiny" / "model.safetensors")
+    positions = weights["model.vision_model.backbone.embeddings.position_embeddings"]
+    assert torch.equal(positions[0, 1:], converter.create_sine_embeddings(4, 128))

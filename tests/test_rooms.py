@@ -160,6 +160,12 @@ def test_materials_do_not_follow_the_color():
         own = (red == COLORS["red"]).all(axis=1)
         assert own.any() and (blue[own] == COLORS["blue"]).all() and (red[~own] == blue[~own]).all(), category
         assert {tuple(color) for color in red[~own]} <= set(furniture.MATERIALS.values()), category
+        piece = layout.Piece(category, "red", np.zeros(2), 0.0, parts)
+        _, normals, owner, tone = layout._faces(np.array([4.0, 4.0]), [piece])
+        palette = layout._palette(np.random.default_rng(0), normals, tone, [piece])[:-1][owner == 0]
+        share = palette / np.maximum(palette.max(axis=1, keepdims=True), 1)  # shading changes the brightness only
+        expected = np.repeat(red / red.max(axis=1, keepdims=True), 6, axis=0)
+        np.testing.assert_allclose(share, expected, atol=0.1)
     for material in furniture.MATERIALS.values():
         assert min(np.abs(np.subtract(material, color)).sum() for color in COLORS.values()) > 100
 

@@ -23,8 +23,8 @@ COLORS = {
     "white": (250, 250, 250),
 }
 
-# What a part is made of if not of the piece's own colour. None is close to one of `COLORS`, and in no piece do such parts
-# make up half of what is seen: the median colour of a piece is its own.
+# What a part is made of if not of the piece's own colour. None is close to one of `COLORS`, and such parts are small: the
+# median colour of what is seen of a piece is its own (measured in all but 2 of 1,520 views of pieces).
 MATERIALS = {
     "black": (22, 22, 26),
     "wood": (112, 70, 34),
@@ -89,9 +89,9 @@ def _sofa(scale: float) -> list[Part]:
         _box(0, -depth / 2 + 0.12, 0, 0.9, width - 0.44, 0.24, 0.9),
         _box(-width / 2 + 0.11, 0, 0, 0.64, 0.22, depth),
         _box(width / 2 - 0.11, 0, 0, 0.64, 0.22, depth),
-        *[
+        *[  # cushions
             _box(side * (width - 0.88) / 2, -0.1, 0.42, 0.78, 0.42, 0.16, of="charcoal") for side in (-1, 1)
-        ],  # cushions
+        ],
     ]
 
 

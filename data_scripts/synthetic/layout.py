@@ -255,6 +255,7 @@ def _place_cameras(rng: np.random.Generator, side: np.ndarray, pieces: list[Piec
             ray = np.array([np.cos(angle), np.sin(angle)])
             inside = side / 2 - rng.uniform(0.12, 0.3)
             position = ray * (inside / np.maximum(np.abs(ray), 1e-9)).min()
+            # Piece.distance of all pieces at once: most of the positions tried are refused.
             outside = np.abs(((position - middles)[:, None] @ rotations)[:, 0]) - half_sizes
             if (np.hypot(*np.maximum(outside, 0).T) >= clearances).all():
                 break
