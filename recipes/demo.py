@@ -27,7 +27,7 @@ RECIPES = Path(__file__).parent
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2 << 30)}
 # Scenes, single pictures, views per scene and their size in pixels; what a smoke run overrides in every recipe, and
 # its options of recipes.eval.
-FULL = {"scenes": 1600, "pictures": 8000, "views": 4, "image_size": 84, "overrides": [], "scoring": []}
+FULL = {"scenes": 3000, "pictures": 8000, "views": 4, "image_size": 84, "overrides": [], "scoring": []}
 SMOKE_OVERRIDES = ["--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps"]
 SMOKE_OVERRIDES += ["--save_steps", "2", "--logging_steps", "1", "--eval_questions", "8"]
 SMOKE = {

@@ -31,6 +31,7 @@ from .writers import FIRST_SQA3D_ID, instruct_item, scanqa_items, sqa3d_items, w
 SPLITS = ("train", "val", "test")
 FORMATS = ("scannet", "sens", "arkitscenes", "arkitscenes_raw", "roomplan")
 VALIDATION_SHARE, TEST_SHARE = 0.05, 0.1
+HELD_OUT_SCENES = 240
 SCANQA_PER_SCENE, SQA3D_PER_SCENE = 12, 5
 MINIMUM_SCENES, MINIMUM_SIZE, MAXIMUM_OBJECTS = 3, 28, 8
 PREVIEW_SCENES, PREVIEW_QUESTIONS = 6, 4
@@ -126,9 +127,13 @@ def build_picture(settings: Settings, index: int) -> tuple[Scene, list[tuple[str
 
 
 def split_of_scenes(settings: Settings) -> list[str]:
-    """The split of every scene: about 5 % val and 10 % test, at least one each."""
+    """
+    The split of every scene: about 5 % val and 10 % test, at least one each and at most `HELD_OUT_SCENES` of both
+    together: beyond that, more rooms are more to train on, not more to wait for when a model is scored.
+    """
     rng = np.random.default_rng([settings.seed, _SPLIT])
-    val, test = (max(1, round(share * settings.scenes)) for share in (VALIDATION_SHARE, TEST_SHARE))
+    shared = min(settings.scenes, HELD_OUT_SCENES / (VALIDATION_SHARE + TEST_SHARE))
+    val, test = (max(1, round(share * shared)) for share in (VALIDATION_SHARE, TEST_SHARE))
     order = rng.permutation(settings.scenes)
     splits = ["train"] * settings.scenes
     for position, index in enumerate(order[: val + test]):
