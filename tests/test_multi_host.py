@@ -115,7 +115,8 @@ def test_a_host_that_dies_costs_no_checkpoint(hosts, toys, tmp_path):
     assert second.wait(10) != 0
     assert first.wait(90) not in (0, 75), "a run that lost a host is neither finished nor preempted"
     print(f"host 1 ended {time.monotonic() - died:.1f} s after host 2 died")
-    assert re.search(rf"\[{ADDRESSES[1]}\]\S*: Connection (reset|closed) by peer", logs[0].read_text())
+    # "Connection closed by peer [...]", or "Read error [...]: Connection reset by peer" where bytes were on their way.
+    assert re.search(rf"(closed by peer|error) \[{ADDRESSES[1]}\]", logs[0].read_text()), logs[0].read_text()[-8000:]
     assert "recipes.launch: the run failed with exit code 1; " in logs[0].read_text()
 
     alone = tmp_path / "one"
