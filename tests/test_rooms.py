@@ -288,6 +288,13 @@ def test_files_follow_the_official_formats(few):
             assert sum(number**2 for number in annotation["rotation"].values()) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("scenes, counts", [(3, (1, 1, 1)), (1600, (1360, 80, 160)), (3000, (2760, 80, 160))])
+def test_rooms_beyond_the_held_out_ones_are_trained_on(scenes, counts):
+    """Catches shares that leave a split empty in a small set, or that make scoring grow with the training set."""
+    splits = split_of_scenes(Settings(scenes=scenes, views=1, image_size=28, seed=0, instruct_images=0))
+    assert tuple(map(splits.count, ("train", "val", "test"))) == counts
+
+
 def test_splits_are_disjoint_and_ids_unique(many):
     """Catches a scene whose questions leak into another split, and ids that two questions share."""
     expected = {f"scene{i:04d}_00": split for i, split in enumerate(split_of_scenes(MANY))}
