@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from recipes.training.checkpoints import (
     last_whole_checkpoint,
 )
 from recipes.training.preemption import REQUEUE_EXIT_CODE, SIGNALS
+from recipes.training.run_config import RUN_CONFIG
 from recipes.training.sft import main
 
 
@@ -285,6 +287,75 @@ def test_two_processes_are_preempted_together(receiver, inputs, tmp_path):
         process.terminate()
         process.communicate(timeout=120)
     assert json.loads((tmp_path / "preempted.json").read_text())["step"] > told["step"]
+
+
+# A process of a run on two machines. Saving is slow on the first; each looks whether all is there that it flushes.
+TWO_MACHINES = """
+import sys, time
+from torch import nn
+from transformers import TrainingArguments
+from recipes.training import checkpoints
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+
+    def forward(self, x):
+        return {"loss": self.linear(x).square().mean()}
+
+write_manifest, flush_to_disk = checkpoints.write_manifest, checkpoints.flush_to_disk
+
+def slowly(folder, **about):
+    time.sleep(0.5)
+    write_manifest(folder, **about)
+
+def flush(folder):
+    assert (folder / "manifest.json").is_file(), "flushed while another machine writes"
+    flush_to_disk(folder)
+
+checkpoints.flush_to_disk = flush
+checkpoints.write_manifest = slowly
+arguments = TrainingArguments(
+    sys.argv[1], max_steps=2, save_steps=1, use_cpu=True, report_to="none", remove_unused_columns=False
+)
+data = [{"x": [0.5, float(row)]} for row in range(8)]
+checkpoints.ResumableTrainer(Model(), arguments, train_dataset=data).train()
+"""
+
+
+def test_machines_save_one_checkpoint_together(tmp_path):
+    """
+    Catches a machine that brings a checkpoint to the disk while another still writes in its folder: a file that has
+    just been renamed ended the run, in one save of some hundred.
+    """
+    (tmp_path / RUN_CONFIG).write_text("{}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Each is the first of its machine.
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    environment |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_MACHINES, tmp_path],
+            env=environment | {"RANK": str(rank)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        logs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(logs)
+    for step in (1, 2):
+        check_checkpoint(tmp_path / f"checkpoint-{step}")
+    assert json.loads((tmp_path / "checkpoint-2" / "manifest.json").read_text())["world_size"] == 2
 
 
 def training_processes(launcher, timeout=120):

@@ -126,7 +126,10 @@ def test_unoccluded_extent_is_that_of_the_object_alone():
 
 
 def test_rendering_is_fast_enough():
-    """Catches a slip back to a Python loop over faces or pixels. Processor time of one core; the real rate is far higher."""
+    """
+    Catches a slip back to a Python loop over faces or pixels, which is ten times slower. Processor time of one core;
+    the bound is half of what a core that shares its caches with another test was seen to do.
+    """
     settings = Settings(3, 4, 112, 0, 0)
     build_scene(settings, 0)
     seconds = []
@@ -135,7 +138,7 @@ def test_rendering_is_fast_enough():
         for index in range(1, 25):
             build_scene(settings, index)
         seconds.append(time.process_time() - start)
-    assert 24 * settings.views / min(seconds) > 50
+    assert 24 * settings.views / min(seconds) > 25
 
 
 def test_colors_stay_distinct_under_shading():

@@ -151,7 +151,8 @@ def test_two_nodes_train_one_model(cluster, toys, tmp_path):
     job.wait(trained)
     job.call("scancel", "--signal=USR1", job.number)
     assert job.finish() == "FAILED"
-    assert job.details()["ExitCode"] == "75:0" and "requeued 0 times already (MAX_REQUEUES)" in job.log()
+    assert job.details()["ExitCode"] == "75:0", job.log()
+    assert "requeued 0 times already (MAX_REQUEUES)" in job.log()
     assert job.log().count("Preempted by SIGUSR1: saved checkpoint-") == 1
     assert "2 processes × micro-batch 1 × accumulation 1" in job.log()
     assert job.log().count("SIGUSR1 passed on to 1 training processes") == 2

@@ -229,6 +229,7 @@ class ResumableTrainer(Trainer):
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
                 shutil.copy2(output_dir / RUN_CONFIG, folder)
                 write_manifest(folder, world_size=self.args.world_size)
+            self.accelerator.wait_for_everyone()  # the folder's files keep their names from here on
             if self.accelerator.is_local_main_process:
                 flush_to_disk(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
