@@ -119,7 +119,7 @@ def test_unoccluded_extent_is_that_of_the_object_alone():
     """Catches an extent that counts a pixel once per face, or that leaves out what is hidden."""
     scene = build_scene(Settings(3, 2, 48, 2, 0, (4, 4)), 1)
     for index in range(len(scene.pieces)):
-        quads, normals, owner, _ = layout._faces(scene.size, [scene.pieces[index]])
+        quads, normals, owner, _ = layout.scene_faces(scene.size, [scene.pieces[index]])
         _, face, _ = render.rasterize(quads, normals, scene.poses, scene.camera, 48)
         alone = (np.append(owner, -1)[face] == 0).sum(axis=(1, 2))
         assert scene.extent[:, index].tolist() == alone.tolist()
@@ -164,7 +164,7 @@ def test_materials_do_not_follow_the_color():
         assert own.any() and (blue[own] == COLORS["blue"]).all() and (red[~own] == blue[~own]).all(), category
         assert {tuple(color) for color in red[~own]} <= set(furniture.MATERIALS.values()), category
         piece = layout.Piece(category, "red", np.zeros(2), 0.0, parts)
-        _, normals, owner, tone = layout._faces(np.array([4.0, 4.0]), [piece])
+        _, normals, owner, tone = layout.scene_faces(np.array([4.0, 4.0]), [piece])
         palette = layout._palette(np.random.default_rng(0), normals, tone, [piece])[:-1][owner == 0]
         share = palette / np.maximum(palette.max(axis=1, keepdims=True), 1)  # shading changes the brightness only
         expected = np.repeat(red / red.max(axis=1, keepdims=True), 6, axis=0)

@@ -65,7 +65,7 @@ def scan_of_room(number: int, frames: int = 40) -> RoomScan:
     rng = np.random.default_rng([5, number])
     labels = sample_labels(rng, int(rng.integers(3, 6)), (0.45, 0.33, 0.22))
     scene = sample_scene(rng, labels, 4, 28)
-    quads, normals, _, _ = layout._faces(scene.size, scene.pieces)
+    quads, normals, _, _ = layout.scene_faces(scene.size, scene.pieces)
     camera = render.intrinsics(SIDE, layout.FIELD_OF_VIEW)
     poses = walk(rng, scene.size, frames)
     return RoomScan(f"room{number}", poses, render.rasterize(quads, normals, poses, camera, SIDE)[0], camera)

@@ -147,7 +147,7 @@ def sample_scene(
             spare += 0.02  # the cameras do not fit between the furniture: a little more room next time
             continue
         attempt += 1
-        quads, normals, owner, tone = _faces(size, pieces)
+        quads, normals, owner, tone = scene_faces(size, pieces)
         depth, face, extent = render.rasterize(quads, normals, poses, camera, image_size, groups=owner)
         ids = np.append(owner, -1)[face].astype(np.int16)
         seen = recognisable(pieces, poses, camera, ids, extent)
@@ -294,7 +294,7 @@ def _close_up_cameras(rng: np.random.Generator, pieces: list[Piece], views: int)
     return np.stack(poses)
 
 
-def _faces(side: np.ndarray, pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def scene_faces(side: np.ndarray, pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Quads `[Q, 4, 3]`, normals `[Q, 3]`, object index or -1 `[Q]`, brightness `[Q]`; the first five are the room's."""
     half = np.append(side / 2, HEIGHT)
     shell, outward = render.box_quads(np.array([[-half[0], -half[1], 0.0]]), half[None])

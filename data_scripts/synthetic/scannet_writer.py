@@ -9,7 +9,7 @@ import PIL.Image
 from plyfile import PlyData, PlyElement
 
 from . import furniture
-from .layout import Scene, _faces
+from .layout import Scene, scene_faces
 
 
 FRAME_STEP = 20  # official dumps skip frames too
@@ -67,7 +67,7 @@ def write_description(folder: Path, scene: Scene) -> None:
 
 def write_mesh(path: Path, scene: Scene) -> None:
     """Writes the room and its furniture as a triangle mesh in the raw frame: binary PLY with coloured vertices."""
-    quads, _, owner, _ = _faces(scene.size, scene.pieces)
+    quads, _, owner, _ = scene_faces(scene.size, scene.pieces)
     to_raw = np.linalg.inv(scene.alignment)
     points = quads.reshape(-1, 3) @ to_raw[:3, :3].T + to_raw[:3, 3]
     palette = np.array([furniture.COLORS[piece.color] for piece in scene.pieces] + [WALL_COLOR], dtype=np.uint8)
