@@ -525,15 +525,17 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
         if len(targets) != len(boxes):
             raise ValueError(f"Got {len(targets)} anchor_targets for {len(boxes)} <|anchor|> tokens.")
         given = targets.isfinite().all(dim=-1)
-        losses = anchor_losses(
-            boxes[given],
-            targets[given],
-            scenes[given],
-            log_attention[:-1][given],
-            features.cameras,
-            self.config.vision_config.patch_size,
-            num_anchors,
-        )
+        # In float32, like the head's own geometry: of a few metres bfloat16 keeps centimetres.
+        with torch.autocast(boxes.device.type, enabled=False):
+            losses = anchor_losses(
+                boxes[given],
+                targets[given],
+                scenes[given],
+                log_attention[:-1][given],
+                features.cameras,
+                self.config.vision_config.patch_size,
+                num_anchors,
+            )
         losses["action_json"] = losses["action_json"] + 0.0 * unused.sum()
         return boxes, losses
 

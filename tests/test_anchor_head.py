@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The anchor head: where it points, its losses, and stage 3 as a user launches it."""
 
+import copy
 import math
 
 import pytest
@@ -135,6 +136,25 @@ def test_packed_losses_equal_unpacked_and_reach_every_parameter(model_and_proces
     torch.testing.assert_close(torch.cat(anchors), packed.anchors, atol=1e-5, rtol=1e-5)
     for name, value in packed.losses.items():
         torch.testing.assert_close(value, singles[name], atol=1e-5, rtol=1e-5)
+    model.eval()
+
+
+def test_bfloat16_trains_as_float32(model_and_processor):
+    """Catches losses that autocast computes in bfloat16, and tensors of both types that meet in one product."""
+    model, processor = model_and_processor
+    model.train()
+    batch = make_batch(processor, [(3, True, [BOX, None]), (2, False, [BOX])])
+    expected = model(**batch).losses
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(**batch)
+    outputs.loss.backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in model.model.anchor_head.parameters())
+    half = copy.deepcopy(model).bfloat16()
+    for losses in (outputs.losses, half(**batch).losses):
+        for name, value in losses.items():
+            assert name == "language" or value.dtype == torch.float32
+            torch.testing.assert_close(value.float(), expected[name], atol=2e-2, rtol=2e-2, msg=name)
     model.eval()
 
 

@@ -48,9 +48,9 @@ def test_stage_3_as_a_user_launches_it(checkpoint, repos, tmp_path):
     actions = generate_actions(model, processor, source, list(range(len(source.qa))), texts=False, progress=False)
     assert [row for row, _, _ in actions] == list(range(8)) and all(len(anchor) == 9 for _, _, anchor in actions)
 
-    # It goes on from a checkpoint with a head of its own, which keeps its width.
+    # It goes on, in bfloat16, from a checkpoint with a head of its own, which keeps its width.
     again = tmp_path / "again"
-    result = launch("stage3", whole, repos, again, *arguments, "--anchor_hidden_size", 64)
+    result = launch("stage3", whole, repos, again, *arguments, "--bf16", "true", "--anchor_hidden_size", 64)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "has no anchor head" not in result.stderr
     assert load_model(str(again), "sdpa").config.anchor_hidden_size == 32
