@@ -112,13 +112,13 @@ def test_debug_and_safe_are_over_the_yaml_and_under_the_user(checkpoint, repo, t
 
 
 def test_the_full_size_recipes_say_their_global_batch():
-    """Catches a recipe whose batch and accumulation on 8 GPUs do not make its global batch."""
+    """Catches a recipe whose micro-batch on 8 GPUs cannot make its global batch."""
     for path in CONFIGS.glob("*.yaml"):
         stage = path.name.partition("_")[0]
         settings = read_settings(stage, [])
         plan = plan_batch(settings, 8, settings.per_device_train_batch_size)
-        expected = (settings.per_device_train_batch_size, settings.gradient_accumulation_steps)
-        assert (plan.micro_batch, plan.accumulation) == expected, path
+        assert plan.micro_batch == settings.per_device_train_batch_size, path
+        assert plan.global_batch == settings.global_batch_size, path
 
 
 def test_launch_and_recipe_agree_on_what_a_run_is(tmp_path):
@@ -128,7 +128,6 @@ def test_launch_and_recipe_agree_on_what_a_run_is(tmp_path):
         argv = ["--config", str(path), "--output_dir", str(tmp_path)]
         theirs = resolved_config(*parse_arguments(path, argv))
         settings = read_settings(stage, argv)
-        settings.global_batch_size = None
         plan = plan_batch(settings, 1, settings.per_device_train_batch_size)
         assert differences(theirs, config_of(settings, plan)) == []
 

@@ -88,7 +88,8 @@ def plan_batch(settings: Namespace, num_processes: int, largest: int) -> BatchPl
     Raises:
         ValueError: if it cannot be shared evenly, naming the numbers of processes that can share it.
     """
-    total = settings.global_batch_size or settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    accumulation = settings.gradient_accumulation_steps or 1
+    total = settings.global_batch_size or settings.per_device_train_batch_size * accumulation
     if total % num_processes:
         divisors = [number for number in range(1, total + 1) if total % number == 0]
         raise ValueError(
