@@ -128,6 +128,12 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
     collator = PackCollator(processor, model.config.text_config.max_position_embeddings)
     for source in train_sources:
         collator.check_context(source)
+    # All that trains is used in every step, but for what an encoder computes after the layers that the projector reads;
+    # buffers are constants. Looking for the one and sending the others costs DDP time in every step.
+    if training_arguments.ddp_find_unused_parameters is None:
+        training_arguments.ddp_find_unused_parameters = not model_arguments.freeze_vision
+    if training_arguments.ddp_broadcast_buffers is None:
+        training_arguments.ddp_broadcast_buffers = False
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%s parameters train, in %s packs of %s datasets", trainable, len(train_dataset), len(train_sources))
 
