@@ -5,6 +5,9 @@ from collections import Counter
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
+from torch.distributed.utils import _to_kwargs
+from torch.utils.data._utils.pin_memory import pin_memory
 from toys import toy_geometry, toy_model, toy_processor, toy_views
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -111,6 +114,33 @@ def test_gradients_of_scenes_together_are_the_sum_of_those_alone(projector, acti
     largest = max(gradient.norm() for gradient in alone.values())
     for name, gradient in together.items():
         assert (gradient - alone[name]).norm() <= 1e-4 * alone[name].norm().clamp(min=1e-3 * largest), name
+
+
+def test_python_numbers_pass_through_ddp_and_accelerate(tmp_path):
+    """Catches counts that become tensors (the host would wait for them) or are cut up, and a pass that DDP does not know."""
+    torch.manual_seed(0)
+    model = toy_model().train()
+    collate = PackCollator(toy_processor(model.config))
+    batch = collate(
+        [{"images": toy_views(n), "geometry": None, "questions": [("What?", "red")]} for n in (3, 1, 3)] * 2
+    )
+    sent = send_to_device(pin_memory(batch) if torch.cuda.is_available() else batch, torch.device("cpu"))
+    _, (moved,) = _to_kwargs((), sent, torch.device("cpu", 0), False)
+    assert moved["view_counts"] == [3, 1, 3, 3, 1, 3] and type(moved["view_counts"][0]) is int
+    model(**batch).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+        for _ in range(2):
+            model.zero_grad()
+            wrapped(**moved).loss.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, atol=1e-6, rtol=1e-5)
 
 
 def test_modules_run_as_often_for_any_numbers_of_views(encoder):
