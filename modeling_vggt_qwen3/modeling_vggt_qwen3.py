@@ -25,6 +25,7 @@ from .geometry_vggt_qwen3 import Cameras, prediction_to_geometry_inputs
 from .modeling_vggt import VggtModel
 from .modeling_vggt_qwen3_anchor import VggtQwen3AnchorHead, anchor_losses
 from .modeling_vggt_qwen3_projector import PROJECTORS, VggtQwen3GeometryEncoder, VggtQwen3PerceiverProjector
+from .module_modes_vggt_qwen3 import modes_to_set
 
 
 @dataclass
@@ -86,17 +87,14 @@ class VggtQwen3PreTrainedModel(PreTrainedModel):
                 init.normal_(embedding, std=self.config.initializer_range)
 
     def train(self, mode: bool = True):
-        """Like `nn.Module.train`, but modules whose parameters are all frozen stay in eval mode."""
-        super().train(mode)
-        if mode:
-            pending = list(self.children())
-            while pending:
-                module = pending.pop()
-                trainable = {parameter.requires_grad for parameter in module.parameters()}
-                if trainable == {False}:
-                    module.eval()
-                elif len(trainable) == 2:
-                    pending.extend(module.children())
+        """
+        Like `nn.Module.train`, but modules whose parameters are all frozen stay in eval mode; see
+        [`~module_modes_vggt_qwen3.modes_to_set`]. Costs little if nothing has changed.
+        """
+        if modes_to_set(self, mode):
+            super().train(mode)  # which calls modules that have a `train` of their own
+            for module, training in modes_to_set(self, mode).items():
+                module.training = training
         return self
 
 
