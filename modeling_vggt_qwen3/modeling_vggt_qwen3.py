@@ -22,6 +22,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_vggt_qwen3 import VggtQwen3Config
 from .generation_vggt_qwen3 import VggtQwen3GenerationMixin
 from .geometry_vggt_qwen3 import Cameras, prediction_to_geometry_inputs
+from .loss_vggt_qwen3 import VggtQwen3LMHead, chunked_causal_lm_loss
 from .modeling_vggt import VggtModel
 from .modeling_vggt_qwen3_anchor import VggtQwen3AnchorHead, anchor_losses
 from .modeling_vggt_qwen3_projector import PROJECTORS, VggtQwen3GeometryEncoder, VggtQwen3PerceiverProjector
@@ -370,11 +371,13 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
     """VGGT-Qwen3 with a language modeling head: answers questions about the views of a scene."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    # Labelled tokens whose logits are in memory at a time while training; None for all. Set per run, not per checkpoint.
+    loss_chunk_size: int | None = None
 
     def __init__(self, config: VggtQwen3Config):
         super().__init__(config)
         self.model = VggtQwen3Model(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = VggtQwen3LMHead(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -430,7 +433,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
             mm_encoder_outputs (`dict`): `{"image": features}` of [`~VggtQwen3Model.get_image_features`] instead of
                 `pixel_values`.
             labels (`[B, L]`): Targets, -100 where there is none. While training, `logits` are those of the N labelled
-                tokens only, `[N, vocab]`.
+                tokens only, `[N, vocab]`; None with `loss_chunk_size`.
             anchor_targets (`[A, 9]`): The true box of each `<|anchor|>` in `input_ids`, row by row: centre, extent and
                 normal in the frame of view 0, metres. NaN for an anchor without one.
             num_anchors_in_batch (`int`): Boxes that the anchor losses are averaged over; by default those given.
@@ -471,11 +474,14 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
             shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
             answered = shift_labels != -100
             hidden_states, shift_labels = hidden_states[answered], shift_labels[answered]
-            logits = self.lm_head(hidden_states)
+            logits = None if self.loss_chunk_size else self.lm_head(hidden_states)
         else:
             logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
         loss = None
-        if labels is not None:
+        if labels is not None and logits is None:
+            count = kwargs.get("num_items_in_batch")
+            loss = chunked_causal_lm_loss(self.lm_head, hidden_states, shift_labels, self.loss_chunk_size, count)
+        elif labels is not None:
             loss = self.loss_function(
                 logits=logits,
                 labels=labels,

@@ -123,6 +123,7 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
     ################
     dtype = load_dtype(training_arguments)
     model = load_for_training(path, processor, model_arguments, data_arguments.geometry_source, dtype)
+    model.loss_chunk_size = model_arguments.loss_chunk_size
     model = freeze_and_adapt(model, model_arguments)
     keep_trained_in_float32(model)
     collator = PackCollator(processor, model.config.text_config.max_position_embeddings)
