@@ -351,6 +351,8 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
 
         if segment_ids is not None:
             attention_mask = self.create_packed_mask(inputs_embeds, attention_mask, segment_ids)
+        if self.training:  # Trainer switches the key-value cache off in our config alone, not in the language model's
+            kwargs.setdefault("use_cache", False)
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,

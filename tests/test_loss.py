@@ -120,14 +120,14 @@ def test_memory_of_the_loss_is_bounded_by_the_chunk(trains):
     assert kept["chunked"] <= tokens * hidden_size + trains * hidden_size * vocab_size + 2
 
 
-def make_model(recipe):
-    """A toy model as the recipe trains it, and a batch of two scenes with several questions."""
+def make_model(recipe, frozen_layers=()):
+    """A toy model as the recipe trains it, with other frozen layers, and a batch of two scenes with several questions."""
     torch.manual_seed(0)
     config = toy_config("perceiver", tie_word_embeddings=True)
     model = VggtQwen3ForConditionalGeneration(config)
     if recipe is not None:
         arguments = parse_arguments(CONFIGS / recipe, ["--output_dir", "unused", "--lora_dropout", "0"])[0]
-        arguments.freeze_text_layers = []
+        arguments.freeze_text_layers = list(frozen_layers)
         model = freeze_and_adapt(model, arguments)
     questions = [
         ("Where is it?", "next to the bed"),

@@ -207,3 +207,17 @@ def test_frozen_model_generates_as_before():
     model.activation_checkpointing_enable()
     model.train().eval()
     assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False), reference)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_training_keeps_no_key_value_cache(frozen):
+    """
+    Catches keys and values copied into a cache in every step, 4 KB per token and layer: Trainer switches `use_cache` off in the
+    whole model's config, of which the language model reads only its own part.
+    """
+    model = toy_model()
+    model.model.language_model.requires_grad_(not frozen)
+    inputs = make_inputs(model)
+    model.config.use_cache = False
+    assert model.train()(**inputs).past_key_values is None
+    assert model.eval()(**inputs, use_cache=True).past_key_values is not None

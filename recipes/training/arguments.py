@@ -60,6 +60,10 @@ class ModelArguments:
             "installed, on CUDA); by default all."
         },
     )
+    compile_layers: bool = field(
+        default=False,
+        metadata={"help": "torch.compile every block of the encoder and of the language model; not on a CPU."},
+    )
 
     def __post_init__(self):
         if isinstance(self.loss_heads, str):
