@@ -41,16 +41,17 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 targets = targets.masked_fill(~given, 0)
                 log_probabilities = torch.log_softmax(chunk @ cast_weight.t(), dim=-1, dtype=torch.float32)
                 total -= log_probabilities.gather(1, targets).masked_fill(~given, 0.0).sum()
-                if not (needs_hidden or needs_weight):
-                    continue
-                # In place: the largest tensors are this one, and the logits and their gradient in the model's precision.
-                logits_gradient = log_probabilities.exp_()
-                logits_gradient.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=torch.float32))
-                logits_gradient = logits_gradient.mul_(given).to(dtype)
-                if needs_hidden:
-                    hidden_gradient[start : start + chunk_size] = logits_gradient @ cast_weight
-                if needs_weight:
-                    weight_gradient += logits_gradient.t() @ chunk
+                if needs_hidden or needs_weight:
+                    # In place: what is largest are these, and the logits and their gradient in the model's precision.
+                    probabilities = log_probabilities.exp_()
+                    probabilities.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=torch.float32))
+                    logits_gradient = probabilities.mul_(given).to(dtype)
+                    if needs_hidden:
+                        hidden_gradient[start : start + chunk_size] = logits_gradient @ cast_weight
+                    if needs_weight:
+                        weight_gradient += logits_gradient.t() @ chunk
+                    del probabilities, logits_gradient
+                del log_probabilities  # or they would still be there while the next chunk's are made
         ctx.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype) if needs_weight else None)
         return total
 

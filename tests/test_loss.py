@@ -2,6 +2,7 @@
 """The language loss in chunks: as exact as in one piece, and no larger in memory than a chunk."""
 
 import sys
+import weakref
 from types import ModuleType
 
 import pytest
@@ -77,15 +78,20 @@ def test_chunked_loss_in_bfloat16_is_that_of_float32_softmax(weight_dtype):
         assert (result - expectation).abs().max() < 0.01 * expectation.abs().max()
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers how many elements the largest tensor had that any operation returned."""
+class LargestTensors(TorchDispatchMode):
+    """Counts the elements of the largest tensor that any operation returned, and of the most that were alive at a time."""
 
-    numel = 0
+    def __init__(self, at_least):
+        super().__init__()
+        self.at_least, self.references, self.largest, self.alive = at_least, [], 0, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.numel = max(self.numel, *sizes, 0)
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.largest = max([self.largest, *(tensor.numel() for tensor in tensors)])
+        self.references += [weakref.ref(tensor) for tensor in tensors if tensor.numel() >= self.at_least]
+        tensors = [tensor for reference in self.references if (tensor := reference()) is not None]
+        self.alive = max(self.alive, sum({tensor.data_ptr(): tensor.numel() for tensor in tensors}.values()))
         return result
 
 
@@ -99,10 +105,10 @@ def test_memory_of_the_loss_is_bounded_by_the_chunk(trains):
     head, hidden_states, labels = head_and_tokens(tokens, hidden_size, vocab_size)
     head.requires_grad_(trains)
     hidden_states.requires_grad_()
-    largest, kept = {}, {}
+    largest, alive, kept = {}, {}, {}
     for name, chunks in (("whole", None), ("chunked", chunk_size)):
         saved = {}
-        with LargestTensor() as mode:
+        with LargestTensors(chunk_size * vocab_size) as mode:
             with saved_tensors_hooks(
                 lambda t, saved=saved: saved.update({t.data_ptr(): t}) or t, lambda tensor: tensor
             ):
@@ -111,11 +117,13 @@ def test_memory_of_the_loss_is_bounded_by_the_chunk(trains):
                 else:
                     loss = chunked_causal_lm_loss(head, hidden_states, labels, chunks)
             loss.backward()
-        largest[name] = mode.numel
+        largest[name], alive[name] = mode.largest, mode.alive
         kept[name] = sum(tensor.numel() for tensor in saved.values())
-    print(f"largest tensor {largest}, kept for the backward pass {kept}")
+    print(f"largest tensor {largest}, alive {alive}, kept for the backward pass {kept}")
     assert largest["whole"] == tokens * vocab_size and kept["whole"] > tokens * vocab_size
     assert largest["chunked"] == max(chunk_size * vocab_size, trains * hidden_size * vocab_size)
+    # Logits and log-probabilities, of one chunk: the last one's are gone.
+    assert alive["chunked"] <= 3 * chunk_size * vocab_size < alive["whole"] / 3
     # The hidden states' gradient, and the weight's if it trains; two scalars.
     assert kept["chunked"] <= tokens * hidden_size + trains * hidden_size * vocab_size + 2
 
