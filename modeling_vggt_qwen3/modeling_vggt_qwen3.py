@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_vggt_qwen3 import PACKING_ATTENTION, VggtQwen3Config
 from .generation_vggt_qwen3 import VggtQwen3GenerationMixin
 from .geometry_vggt_qwen3 import Cameras, prediction_to_geometry_inputs
+from .loss_vggt_qwen3 import VggtQwen3LMHead, chunked_causal_lm_loss
 from .modeling_vggt import VggtModel, count_views
 from .modeling_vggt_qwen3_anchor import VggtQwen3AnchorHead, anchor_losses, find_anchors
 from .modeling_vggt_qwen3_outputs import (
@@ -26,6 +27,7 @@ from .modeling_vggt_qwen3_outputs import (
     VggtQwen3ModelOutputWithPast,
 )
 from .modeling_vggt_qwen3_projector import PROJECTORS, VggtQwen3GeometryEncoder, VggtQwen3PerceiverProjector
+from .module_modes_vggt_qwen3 import modes_to_set
 
 
 class VggtQwen3PreTrainedModel(PreTrainedModel):
@@ -61,17 +63,14 @@ class VggtQwen3PreTrainedModel(PreTrainedModel):
                 module.backbone.config._attn_implementation = module.config._attn_implementation
 
     def train(self, mode: bool = True):
-        """Like `nn.Module.train`, but modules whose parameters are all frozen stay in eval mode."""
-        super().train(mode)
-        if mode:
-            pending = list(self.children())
-            while pending:
-                module = pending.pop()
-                trainable = {parameter.requires_grad for parameter in module.parameters()}
-                if trainable == {False}:
-                    module.eval()
-                elif len(trainable) == 2:
-                    pending.extend(module.children())
+        """
+        Like `nn.Module.train`, but modules whose parameters are all frozen stay in eval mode; see
+        [`~module_modes_vggt_qwen3.modes_to_set`]. Costs little if nothing has changed.
+        """
+        if modes_to_set(self, mode):
+            super().train(mode)  # which calls modules that have a `train` of their own
+            for module, training in modes_to_set(self, mode).items():
+                module.training = training
         return self
 
 
@@ -368,6 +367,8 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
 
         if segment_ids is not None:
             attention_mask = self.create_packed_mask(inputs_embeds, attention_mask, segment_ids)
+        if self.training:  # Trainer switches the key-value cache off in our config alone, not in the language model's
+            kwargs.setdefault("use_cache", False)
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -388,11 +389,13 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
     """VGGT-Qwen3 with a language modeling head: answers questions about the views of a scene."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    # Labelled tokens whose logits are in memory at a time while training; None for all. Set per run, not per checkpoint.
+    loss_chunk_size: int | None = None
 
     def __init__(self, config: VggtQwen3Config):
         super().__init__(config)
         self.model = VggtQwen3Model(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = VggtQwen3LMHead(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -454,7 +457,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
             mm_encoder_outputs (`dict`): `{"image": features}` of [`~VggtQwen3Model.get_image_features`] instead of
                 `pixel_values`.
             labels (`[B, L]`): Targets, -100 where there is none. While training, `logits` are those of the N labelled
-                tokens only, `[N, vocab]`.
+                tokens only, `[N, vocab]`; None with `loss_chunk_size`.
             anchor_targets (`[A, 9]`): The true box of each `<|anchor|>` in `input_ids`, row by row: centre, extent and
                 normal in the frame of view 0, metres. NaN for an anchor without one.
             num_anchors_in_batch (`int`): Boxes that the anchor losses are averaged over; by default those given.
@@ -511,11 +514,14 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
                 )
             hidden_states = hidden_states.flatten(0, 1).index_select(0, label_indices)
             shift_labels = labels.flatten().index_select(0, label_indices + 1)
-            logits = self.lm_head(hidden_states)
+            logits = None if self.loss_chunk_size else self.lm_head(hidden_states)
         else:
             logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
         loss = None
-        if labels is not None:
+        if labels is not None and logits is None:
+            count = kwargs.get("num_items_in_batch")
+            loss = chunked_causal_lm_loss(self.lm_head, hidden_states, shift_labels, self.loss_chunk_size, count)
+        elif labels is not None:
             loss = self.loss_function(
                 logits=logits,
                 labels=labels,

@@ -196,7 +196,9 @@ def test_frozen_modules_stay_in_eval_mode_and_keep_no_graph():
     model.model.language_model.layers[0].requires_grad_(False)
     model.train()
     assert not model.model.vision_model.training and not model.model.vision_model.frame_blocks[0].training
-    assert not model.model.language_model.layers[0].training
+    # The layer's own flag is what transformers checkpoints activations by.
+    frozen_layer = list(model.model.language_model.layers[0].modules())
+    assert frozen_layer[0].training and not any(module.training for module in frozen_layer[1:])
     assert model.model.language_model.layers[1].training and model.model.projector.training
     features = model.get_image_features(torch.rand(1, 2, 3, 28, 28))
     assert not features.last_hidden_state.requires_grad and features.pooler_output[0].requires_grad

@@ -69,10 +69,23 @@ class ModelArguments:
             "help": "JSON: weights of the losses language, action_json, geometry_consistency, pointing; by default 1."
         },
     )
+    loss_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Answer tokens whose logits are in memory at a time (Liger's kernel makes chunks of its own where it is "
+            "installed, on CUDA); by default all."
+        },
+    )
+    compile_layers: bool = field(
+        default=False,
+        metadata={"help": "torch.compile every block of the encoder and of the language model; not on a CPU."},
+    )
 
     def __post_init__(self):
         if isinstance(self.loss_heads, str):
             self.loss_heads = json.loads(self.loss_heads)
+        if self.loss_chunk_size is not None and self.loss_chunk_size < 1:
+            raise ValueError(f"loss_chunk_size must be at least 1, got {self.loss_chunk_size}.")
 
 
 @dataclass

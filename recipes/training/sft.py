@@ -21,6 +21,7 @@ from recipes.publishing.licences import LicenceConflictError
 from .arguments import ModelArguments, check_checkpoint_for, parse_arguments
 from .checkpoints import CheckpointError, agree, checkpoint_to_resume
 from .collator import PackCollator
+from .compilation import check_compile_layers, compile_layers
 from .data import PackDataset, SceneDataset, check_disjoint
 from .precision import cast_trained, keep_trained_in_float32, load_dtype
 from .preemption import Preempted, Preemption, exit_preempted, train_or_exit
@@ -67,6 +68,7 @@ def start_run(model_arguments, data_arguments, training_arguments) -> str | None
         ValueError: if the directory is another run's, no checkpoint in it is whole, or DeepSpeed's settings contradict.
     """
     check_deepspeed_config(training_arguments)
+    check_compile_layers(model_arguments.compile_layers)
     config = resolved_config(model_arguments, data_arguments, training_arguments)
     check_output_dir(training_arguments.output_dir, config)
     checkpoint = checkpoint_to_resume(training_arguments)
@@ -123,8 +125,11 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
     ################
     dtype = load_dtype(training_arguments)
     model = load_for_training(path, processor, model_arguments, data_arguments.geometry_source, dtype)
+    model.loss_chunk_size = model_arguments.loss_chunk_size
     model = freeze_and_adapt(model, model_arguments)
     keep_trained_in_float32(model)
+    if model_arguments.compile_layers:
+        compile_layers(model, training_arguments.device)
     collator = PackCollator(processor, model.config.text_config.max_position_embeddings)
     for source in train_sources:
         collator.check_context(source)
