@@ -281,10 +281,15 @@ class VggtQwen3Processor(ProcessorMixin):
             texts.append(prompt.replace(self.image_token, views))
         data = {"input_ids": self.tokenizer(texts, add_special_tokens=False).input_ids}
         for name, arrays in (("vision_features", vision_features), ("camera_encodings", camera_encodings)):
-            if arrays is not None:
-                data[name] = arrays[0].new_zeros(len(counts), max(counts), *arrays[0].shape[1:])
+            # Features are large (134 MB of 8 views of 448 pixels): one scene's stay where they are, memory-mapped, and
+            # zeros are written where views are missing alone.
+            if arrays is not None and len(counts) == 1:
+                data[name] = arrays[0][None]
+            elif arrays is not None:
+                data[name] = arrays[0].new_empty(len(counts), max(counts), *arrays[0].shape[1:])
                 for padded, views in zip(data[name], arrays, strict=True):
                     padded[: len(views)] = views
+                    padded[len(views) :] = 0
         if min(counts) < max(counts):
             data["view_mask"] = torch.tensor([[view < count for view in range(max(counts))] for count in counts])
         if geometry is not None and any(item is not None for item in geometry):
