@@ -127,6 +127,9 @@ class SftArguments(TrainingArguments):
             "number of processes; by default per_device_train_batch_size times gradient_accumulation_steps."
         },
     )
+    dataloader_persistent_workers: bool = field(
+        default=True, metadata={"help": "Keep the data loader's processes from one epoch to the next."}
+    )
     max_new_tokens: int = field(default=32, metadata={"help": "Longest answer generated in an evaluation."})
     resume_from_checkpoint: str | None = field(
         default="auto", metadata={"help": "auto (the last checkpoint in output_dir, if any), none, or a folder."}
@@ -140,6 +143,7 @@ class SftArguments(TrainingArguments):
     def __post_init__(self):
         # bf16 on a machine without an accelerator needs to be told that the CPU is meant.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.dataloader_persistent_workers &= self.dataloader_num_workers > 0  # torch refuses to keep none
         super().__post_init__()
 
 

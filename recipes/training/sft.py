@@ -18,7 +18,7 @@ from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGenerati
 from recipes.publishing.licences import LicenceConflictError
 
 from .arguments import ModelArguments, parse_arguments
-from .checkpoints import CheckpointError, agree, checkpoint_to_resume
+from .checkpoints import CheckpointError, agree, check_base, checkpoint_to_resume
 from .collator import PackCollator
 from .data import PackDataset, SceneDataset, check_disjoint
 from .preemption import Preempted, Preemption, exit_preempted, train_or_exit
@@ -47,6 +47,7 @@ def main(default_config: Path):
     try:
         checkpoint = agree(training_arguments, start_run, model_arguments, data_arguments, training_arguments)
         trainer = make_trainer(model_arguments, data_arguments, training_arguments)
+        trainer.base = agree(training_arguments, check_base, checkpoint, model_arguments.model_name_or_path)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except Preempted as preempted:
