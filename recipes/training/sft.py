@@ -96,7 +96,8 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
         store = open_store(data_arguments.feature_store, path, processor)
     sources = {
         split: [
-            SceneDataset(dataset, split, data_arguments.num_views, store) for dataset in data_arguments.dataset_paths
+            SceneDataset(dataset, split, data_arguments.num_views, store, processor.image_processor)
+            for dataset in data_arguments.dataset_paths
         ]
         for split in (data_arguments.train_split, data_arguments.eval_split)
     }

@@ -74,7 +74,9 @@ def store_key(checkpoint: str, config, image_processor) -> dict:
         "encoder_config": json.loads(json.dumps({field: getattr(vision, field) for field in ENCODER_FIELDS})),
         "depth_bins": config.geometry_num_depth_bins,
         "feature_layers": [layer % vision.num_hidden_layers for layer in config.vision_feature_layers],
-        "preprocessing": {field: getattr(image_processor, field) for field in ("image_size", "patch_size", "mode")},
+        # JPEGs are decoded no larger than they are needed; stores of before, made of whole pictures, do not fit.
+        "preprocessing": {field: getattr(image_processor, field) for field in ("image_size", "patch_size", "mode")}
+        | {"jpegs": "reduced"},
     }
 
 
