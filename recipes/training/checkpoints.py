@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from accelerate.utils import DeepSpeedSchedulerWrapper, broadcast_object_list
+from accelerate.utils import broadcast_object_list
+from accelerate.utils.deepspeed import DeepSpeedSchedulerWrapper
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import Trainer

@@ -88,7 +88,7 @@ def signature(path: Path, shard: str) -> list:
     """
     file = (path / f"{shard}.safetensors").stat()
     index = hashlib.sha256((path / f"{shard}.json").read_bytes()).hexdigest()
-    return [file.st_size, file.st_mtime_ns, file.st_ctime_ns, file.st_ino, index]
+    return [file.st_size, file.st_mtime_ns, file.st_ctime_ns, index]
 
 
 def checksum_problem(path: Path, shard: dict, progress: Callable[[int], object] = lambda count: None) -> str | None:
