@@ -302,7 +302,7 @@ class ResumableTrainer(Trainer):
         if not self._saving or isinstance(self.model, PeftModel) or (of_deepspeed and self.args.save_only_model):
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
-            Path(output_dir).mkdir(parents=True)
+            Path(output_dir).mkdir(parents=True, exist_ok=True)  # other processes write there too
             if not of_deepspeed:  # whose own files have the weights in float32
                 save_trained(self.model, Path(output_dir))
             if self.processing_class is not None:
