@@ -4,12 +4,21 @@
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin, LogitsProcessorList
 
 from .action_decoding_vggt_qwen3 import ActionLogitsProcessor
+
+
+# Of the memory that is free, what keys and values may take: the rest is for logits, activations, and the copy of a layer's
+# keys and values that is made when they grow.
+KV_SHARE = 0.5
+# Without an accelerator a larger batch answers no faster.
+KV_BYTES_ON_CPU = 2**32
 
 
 class VggtQwen3GenerationMixin(GenerationMixin):
@@ -38,7 +47,8 @@ class VggtQwen3GenerationMixin(GenerationMixin):
         scene_inputs: Mapping[str, torch.Tensor],
         questions: Sequence[Sequence[Sequence[int]]],
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
+        kv_bytes: int | None = None,
         return_anchors: bool = False,
         **generate_kwargs,
     ) -> list[list[list[int]]] | tuple[list[list[list[int]]], list[list[torch.Tensor | None]]]:
@@ -55,7 +65,11 @@ class VggtQwen3GenerationMixin(GenerationMixin):
                 geometry as in `forward`. Empty for questions without images.
             questions (`Sequence[Sequence[Sequence[int]]]`): Per scene and question, the tokens that follow the prefix.
                 [`VggtQwen3Processor.prepare_questions`] makes both.
-            batch_size (`int`): Questions to decode together.
+            batch_size (`int`, *optional*): Most questions to decode together; by default as many as `kv_bytes` holds.
+            kv_bytes (`int`, *optional*): Memory for the keys and values of the questions that are decoded together, of
+                prefix, question and answer in all layers and beams; a batch has at least one question. By default half
+                of what is free, rounded down to a power of two, so that the same machine makes the same batches (see
+                [`default_kv_bytes`]). Under `synced_gpus` all processes decode as many batches as the one with most.
             return_anchors (`bool`): Also return the boxes that the anchor head predicts for the `<|anchor|>` tokens
                 with which questions end.
             generate_kwargs: For [`~transformers.GenerationMixin.generate`], for example `max_new_tokens`, `num_beams`. Of
@@ -93,8 +107,18 @@ class VggtQwen3GenerationMixin(GenerationMixin):
         order.sort(key=lambda item: len(questions[item[0]][item[1]]))
         answers = [[None] * len(tokens) for tokens in questions]
         anchors = [[None] * len(tokens) for tokens in questions]
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        kv_bytes = default_kv_bytes(self.device) if kv_bytes is None else kv_bytes
+        sizes = [len(questions[scene][number]) for scene, number in order]
+        prefix_length = 0 if prefix_ids is None else prefix_ids.shape[1]
+        token_bytes = self._kv_bytes_per_token(cache) * config.num_beams
+        batches = batches_of(
+            sizes, batch_size, kv_bytes, token_bytes, prefix_length + answer_length(config, prefix_length)
+        )
+        if generate_kwargs.get("synced_gpus"):
+            # Another process may have more: under ZeRO-3 none decodes alone. What is decoded again gives the same answers.
+            batches += [batches[-1]] * (most_of_all_processes(len(batches), self.device) - len(batches))
+        for start, end in batches:
+            batch = order[start:end]
             suffixes = [list(questions[scene][number]) for scene, number in batch]
             length = max(map(len, suffixes))
             padding = [length - len(ids) for ids in suffixes]
@@ -155,6 +179,17 @@ class VggtQwen3GenerationMixin(GenerationMixin):
             boxes[row] = box
         return boxes
 
+    def _kv_bytes_per_token(self, cache: Cache | None) -> int:
+        """Bytes of a token's keys and values in all layers."""
+        if cache is not None:
+            of_layers = [
+                tensor for layer in cache.layers for tensor in (layer.keys, layer.values)
+            ]  # [S, heads, L, width]
+            return sum(tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in of_layers)
+        config = self.config.text_config
+        width = 2 * config.num_key_value_heads * config.head_dim
+        return config.num_hidden_layers * width * self.model.language_model.embed_tokens.weight.element_size()
+
     def _check_questions(self, prefix_lengths: list[int], questions: Sequence[Sequence[Sequence[int]]], config):
         """Raises the errors of `answer_questions`."""
         if len(prefix_lengths) != len(questions):
@@ -180,6 +215,59 @@ class VggtQwen3GenerationMixin(GenerationMixin):
                     )
 
 
+def batches_of(
+    lengths: Sequence[int], batch_size: int | None, kv_bytes: int, token_bytes: int, shared: int
+) -> list[tuple[int, int]]:
+    """
+    Where the batches of questions of `lengths`, which ascend, begin and end: each as large as `batch_size` and memory
+    allow, of at least one question.
+
+    Args:
+        kv_bytes (`int`): Memory for keys and values.
+        token_bytes (`int`): Of those, for one token of one question.
+        shared (`int`): Tokens of a question beside its own: of the prefix and the answer.
+    """
+    batches, start = [], 0
+    for end in range(1, len(lengths) + 1):
+        # Padded, all questions are as long as the last one.
+        rows, tokens = end - start, shared + lengths[end - 1]
+        if rows > 1 and (rows * tokens * token_bytes > kv_bytes or rows > (batch_size or rows)):
+            batches.append((start, end - 1))
+            start = end - 1
+    return [*batches, (start, len(lengths))]
+
+
+def answer_length(config, prefix_length: int) -> int:
+    """Most tokens of an answer that `config`, a generation config, allows."""
+    if config.max_new_tokens is not None:
+        return config.max_new_tokens
+    return max(1, (config.max_length or 1) - prefix_length)
+
+
+def default_kv_bytes(device: torch.device) -> int:
+    """`KV_SHARE` of the memory that is free on `device`, without an accelerator at most `KV_BYTES_ON_CPU`; a power of two."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # PyTorch keeps what tensors that are gone have used.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        share = int(KV_SHARE * free)
+    else:
+        share, meminfo = KV_BYTES_ON_CPU, Path("/proc/meminfo")
+        if meminfo.is_file():
+            available = meminfo.read_text(encoding="utf-8").partition("MemAvailable:")[2].split()[0]  # kB
+            share = min(share, int(KV_SHARE * 1024 * int(available)))
+    return 1 << max(0, share.bit_length() - 1)
+
+
+def most_of_all_processes(number: int, device: torch.device) -> int:
+    """The largest `number` of all processes; the only one where there is one process."""
+    if not dist.is_initialized():
+        return number
+    largest = torch.tensor(number, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:
     """A cache of some rows of `cache`, which stays as it is."""
     selected = copy.copy(cache)
@@ -188,4 +276,4 @@ def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:
     return selected
 
 
-__all__ = ["VggtQwen3GenerationMixin"]
+__all__ = ["VggtQwen3GenerationMixin", "default_kv_bytes"]

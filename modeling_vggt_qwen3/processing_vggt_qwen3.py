@@ -83,7 +83,7 @@ class VggtQwen3Processor(ProcessorMixin):
         self.geometry_token_id = tokenizer.convert_tokens_to_ids(self.geometry_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
-    def __call__(self, images=None, text=None, geometry=None, **kwargs) -> BatchFeature:
+    def __call__(self, images=None, text=None, geometry=None, image_sizes=None, **kwargs) -> BatchFeature:
         r"""
         Args:
             images: The views of one scene (a list of images), or of a batch (a list of lists; an empty list for a
@@ -93,6 +93,9 @@ class VggtQwen3Processor(ProcessorMixin):
             geometry (`dict` or `list[dict | None]`, *optional*): Per scene `R [V, 3, 3]` and `t [V, 3]`
                 (world-to-camera, OpenCV axes, metres), `K [V, 3, 3]` (pixels of the image as given) and `depth_hist
                 [V, bins]`; None for a scene without.
+            image_sizes (`list[list[tuple[int, int]] | None]`, *optional*): Per text, (width, height) of every view that
+                `K` is given in the pixels of, where the images themselves were decoded at a fraction of that size; by
+                default the images' own.
             kwargs: For the tokenizer and the image processor, such as `padding=True, return_tensors="pt"`.
 
         Returns:
@@ -128,14 +131,16 @@ class VggtQwen3Processor(ProcessorMixin):
                     f"{len(views)} views; a text with views needs exactly one, a text without none."
                 )
         geometries = [item for item, views in zip(geometries, scenes, strict=True) if views]
+        sizes = [item for item, views in zip(image_sizes or [None] * len(scenes), scenes, strict=True) if views]
         scenes = [views for views in scenes if views]
         if not scenes:
             return super().__call__(text=texts, **kwargs)
         inputs = super().__call__(images=scenes, text=texts, **kwargs)
         if any(item is not None for item in geometries):
             sizes = [
-                [image.size if isinstance(image, Image.Image) else get_image_size(image)[::-1] for image in views]
-                for views in scenes
+                given
+                or [image.size if isinstance(image, Image.Image) else get_image_size(image)[::-1] for image in views]
+                for given, views in zip(sizes, scenes, strict=True)
             ]
             inputs.update(self._geometry_inputs(sizes, geometries, np.shape(inputs["pixel_values"])[1], **kwargs))
             inputs.convert_to_tensors(kwargs.get("return_tensors"))
@@ -281,10 +286,15 @@ class VggtQwen3Processor(ProcessorMixin):
             texts.append(prompt.replace(self.image_token, views))
         data = {"input_ids": self.tokenizer(texts, add_special_tokens=False).input_ids}
         for name, arrays in (("vision_features", vision_features), ("camera_encodings", camera_encodings)):
-            if arrays is not None:
-                data[name] = arrays[0].new_zeros(len(counts), max(counts), *arrays[0].shape[1:])
+            # Features are large (134 MB of 8 views of 448 pixels): one scene's stay where they are, memory-mapped, and
+            # zeros are written where views are missing alone.
+            if arrays is not None and len(counts) == 1:
+                data[name] = arrays[0][None]
+            elif arrays is not None:
+                data[name] = arrays[0].new_empty(len(counts), max(counts), *arrays[0].shape[1:])
                 for padded, views in zip(data[name], arrays, strict=True):
                     padded[: len(views)] = views
+                    padded[len(views) :] = 0
         if min(counts) < max(counts):
             data["view_mask"] = torch.tensor([[view < count for view in range(max(counts))] for count in counts])
         if geometry is not None and any(item is not None for item in geometry):
@@ -329,7 +339,8 @@ class VggtQwen3Processor(ProcessorMixin):
             images (`Sequence[Sequence]`, *optional*): Per scene, its views. Without them (and without
                 `vision_features`) the questions are asked blind.
             geometry (`Sequence[dict or None]`, *optional*): Per scene, its cameras as in `__call__`.
-            vision_features, image_sizes, camera_encodings (*optional*): As in `encode_features`, instead of `images`.
+            image_sizes (*optional*): As in `__call__`, or in `encode_features`.
+            vision_features, camera_encodings (*optional*): As in `encode_features`, instead of `images`.
             anchors (`Sequence[Sequence[bool]]`, *optional*): Per scene and question, whether it asks for a place (see
                 `split_prompt`); by default none does.
 
@@ -360,6 +371,7 @@ class VggtQwen3Processor(ProcessorMixin):
                 images=[list(views) for views in images],
                 text=text,
                 geometry=geometry,
+                image_sizes=image_sizes,
                 add_special_tokens=False,
                 padding=False,
                 images_kwargs={"return_tensors": "pt"},

@@ -75,7 +75,7 @@ def main():
     )
     parser.add_argument("--em-only", action="store_true", help="leave out BLEU, METEOR, ROUGE-L and CIDEr")
     parser.add_argument("--num-views", type=int, help="views per scene, evenly spaced; by default all prepared ones")
-    parser.add_argument("--batch-size", type=int, default=64, help="questions per batch")
+    parser.add_argument("--batch-size", type=int, help="most questions per batch; by default as many as memory allows")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--num-beams", type=int, default=1, help="beam search; 1 is greedy")
     parser.add_argument(
@@ -107,7 +107,7 @@ def main():
 def evaluate(arguments: argparse.Namespace):
     processor = VggtQwen3Processor.from_pretrained(arguments.model)
     store = arguments.feature_store and open_store(arguments.feature_store, arguments.model, processor)
-    source = SceneDataset(arguments.dataset, arguments.split, arguments.num_views, store)
+    source = SceneDataset(arguments.dataset, arguments.split, arguments.num_views, store, processor.image_processor)
     # What does not fit is found before the answers are generated.
     tasks = set(source.qa["task"])
     if ACTIONS in tasks and len(tasks) > 1:

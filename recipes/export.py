@@ -12,13 +12,15 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
 
 from .training.arguments import ModelArguments
-from .training.checkpoints import CheckpointError, check_checkpoint
+from .training.checkpoints import CheckpointError, check_base, check_checkpoint
 from .training.run_config import read_run_config
 from .training.sft import load_for_training, load_model
+from .training.trained import TRAINED
 from .training.zero import ZeroCheckpoint
 
 
@@ -31,14 +33,16 @@ def export(checkpoint: Path, output: Path, merge_lora: bool = False, dtype: torc
 
     Args:
         checkpoint (`Path`): `checkpoint-N` of a run, plain, with LoRA, or of DeepSpeed ZeRO on any number of processes:
-            of the latter the float32 weights that the optimizer keeps are taken.
+            of the latter the float32 weights that the optimizer keeps are taken. What did not train is read from the
+            model that the run started from.
         output (`Path`): A folder that does not exist or is empty. It appears when it is whole.
         merge_lora (`bool`): Adds the adapter to the weights of the model that it was trained on.
         dtype (`torch.dtype`, *optional*): Of the weights written; by default of the model that the run started from.
             LoRA is merged in this type.
 
     Raises:
-        ValueError: if the checkpoint is not whole, `output` holds something, or there is no LoRA to merge.
+        ValueError: if the checkpoint is not whole, the model that it was trained on is not what it was, `output` holds
+            something, or there is no LoRA to merge.
     """
     check_checkpoint(checkpoint)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -71,22 +75,27 @@ def load_trained(checkpoint: Path, lora: bool) -> torch.nn.Module:
     if config is None:
         raise CheckpointError(f"{checkpoint} does not say which run it is of (no run_config.yaml)")
     zero = ZeroCheckpoint(checkpoint) if (checkpoint / "latest").exists() else None
+    plain = (checkpoint / TRAINED).exists()
     geometry_source = config["data"]["geometry_source"]
-    if lora or zero is not None:
+    if lora or plain or zero is not None:
         # The processor gets the tokens of what a run adds to a model: it is thrown away, the checkpoint's is exported.
         arguments = ModelArguments(**config["model"])
+        check_base(checkpoint, arguments.model_name_or_path)
         processor = VggtQwen3Processor.from_pretrained(arguments.model_name_or_path)
         model = load_for_training(arguments.model_name_or_path, processor, arguments, geometry_source)
-    else:
+    else:  # a whole model, as earlier versions saved it
         model = load_model(str(checkpoint), "sdpa")
     if lora:
         model = PeftModel.from_pretrained(model, checkpoint)
-    if zero is not None:
-        parameters = dict(model.named_parameters())
-        if unknown := sorted(zero.places.keys() - parameters.keys()):
-            raise CheckpointError(f"{checkpoint} trained what its model does not have: {', '.join(unknown[:5])}")
-        for name in zero.places:
-            parameters[name].data = zero.tensor(name)
+    if plain:
+        trained = load_file(checkpoint / TRAINED)
+    else:
+        trained = {} if zero is None else {name: zero.tensor(name) for name in zero.places}
+    parameters = dict(model.named_parameters())
+    if unknown := sorted(trained.keys() - parameters.keys()):
+        raise CheckpointError(f"{checkpoint} trained what its model does not have: {', '.join(unknown[:5])}")
+    for name, tensor in trained.items():
+        parameters[name].data = tensor
     return model.eval()
 
 

@@ -60,11 +60,13 @@ def main():
 def fill_store(arguments: argparse.Namespace):
     """Writes what is missing of the features of all scenes of `arguments.dataset` and `arguments.split`."""
     state = PartialState()
-    sources = [
-        SceneDataset(path, split, arguments.num_views) for path in arguments.dataset for split in arguments.split
-    ]
     processor = VggtQwen3Processor.from_pretrained(arguments.model)
     set_preprocessing(processor, arguments.image_size, arguments.image_mode)
+    sources = [
+        SceneDataset(path, split, arguments.num_views, image_processor=processor.image_processor)
+        for path in arguments.dataset
+        for split in arguments.split
+    ]
     model = load_model(arguments.model, "sdpa").model.eval()
     model.vision_model.to(state.device)
     key = store_key(arguments.model, model.config, processor.image_processor)
@@ -84,10 +86,10 @@ def fill_store(arguments: argparse.Namespace):
     @torch.inference_mode()
     def encode(entry: StoreEntry) -> dict[str, torch.Tensor]:
         source, number = scene_of[entry.name]
-        images, _ = source.views(number, list(entry.views))
+        images = source.scene_inputs(number, keep=list(entry.views))["images"]
         pixel_values = processor.image_processor(images, return_tensors="pt")["pixel_values"][None]
         rows = pixel_values.shape[-2] // processor.image_processor.patch_size
-        pixel_values = pixel_values.to(state.device, model.dtype)
+        pixel_values = pixel_values.to(state.device)  # uncast, as in training and inference
         if not model.config.vision_config.camera_head_num_layers:
             return {"vision_features": model.encode_views(pixel_values)[0].unflatten(1, (rows, -1))}
         features, cameras = model.encode_views_and_geometry(pixel_values)

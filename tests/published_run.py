@@ -14,6 +14,7 @@ from recipes import eval as recipes_eval
 from recipes.training.arguments import DataArguments, ModelArguments, SftArguments
 from recipes.training.record import finish_record, start_record
 from recipes.training.run_config import resolved_config, write_run_config
+from recipes.training.trained import describe_weights
 
 
 @dataclass
@@ -51,7 +52,11 @@ def record_run(folder: Path, model_arguments: ModelArguments, datasets: list[Pat
     arguments = SftArguments(output_dir=str(folder), learning_rate=2.5e-4)
     write_run_config(folder, resolved_config(model_arguments, data_arguments, arguments))
     trainer = SimpleNamespace(
-        args=arguments, data_arguments=data_arguments, model=model or toy_model(), is_world_process_zero=lambda: True
+        args=arguments,
+        data_arguments=data_arguments,
+        model=model or toy_model(),
+        base=describe_weights(model_arguments.model_name_or_path),
+        is_world_process_zero=lambda: True,
     )
     argv, sys.argv = sys.argv, ["/somewhere/recipes/stage2.py", "--output_dir", str(folder), "--lora_r", "4"]
     try:

@@ -17,6 +17,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from recipes.export import main as export_main
 from recipes.training.sft import load_model
+from recipes.training.trainer import VggtQwen3Trainer
+from recipes.training.zero import ZeroCheckpoint
 
 
 ROOT = Path(__file__).parent.parent
@@ -92,13 +94,90 @@ def test_dtype_of_what_is_written(inputs, lora, tmp_path):
         assert {tensor.dtype for tensor in load_file(tmp_path / name / "model.safetensors").values()} == {dtype}
 
 
-def test_a_checkpoint_without_lora(inputs, tmp_path):
-    checkpoint = checkpoint_of(inputs, tmp_path / "run", "--bf16", "false", "--lora_r", 0)
+# Stage 1: nothing of the encoder and the language model trains.
+FROZEN = ["--bf16", "false", "--lora_r", 0, "--freeze_text", "true"]
+
+
+@pytest.fixture(scope="module")
+def frozen(inputs, tmp_path_factory):
+    return checkpoint_of(inputs, tmp_path_factory.mktemp("frozen"), *FROZEN)
+
+
+def test_a_checkpoint_without_lora_holds_what_trains(inputs, frozen, tmp_path):
+    """Catches 22.5 GB of frozen weights in every checkpoint of stage 1, and an export that forgets what they were."""
+    checkpoint = frozen
+    trained = load_file(checkpoint / "trained.safetensors")
+    assert {name.split(".")[1] for name in trained} == {"projector", "geometry_encoder"}
+    assert not list(checkpoint.glob("model*"))
+    whole = sum(path.stat().st_size for path in Path(inputs[1]).glob("*.safetensors"))
+    # The weights and AdamW's two moments of them, in float32.
+    weights = 4 * sum(tensor.numel() for tensor in trained.values())
+    sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
+    assert sizes["trained.safetensors"] < 1.2 * weights and sizes["optimizer.pt"] < 2.4 * weights < whole
     assert "no LoRA to merge" in export(checkpoint, tmp_path / "model", "--merge-lora")
     assert export(checkpoint, tmp_path / "model") is None
-    weights, trained = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", tmp_path / "run"))
-    assert weights.keys() == trained.keys()
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in weights.items())
+    weights, final = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", checkpoint.parent))
+    assert weights.keys() == final.keys()
+    assert all(torch.equal(tensor, final[name]) for name, tensor in weights.items())
+    assert all(torch.equal(tensor, final[name]) for name, tensor in trained.items())
+
+
+@pytest.mark.parametrize("kind", ["frozen", "lora"])
+def test_a_checkpoint_is_not_combined_with_another_base(kind, inputs, tmp_path, request):
+    """Catches an adapter or a projector put into a model that was trained, or converted, anew under the same name."""
+    checkpoint = request.getfixturevalue(kind)
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint.parent, run)
+    base = Path(inputs[1])
+    kept = shutil.copytree(base, tmp_path / "kept")
+    arguments = [*inputs, "--output_dir", run, *(FROZEN if kind == "frozen" else ["--bf16", "false"])]
+    try:
+        write_toy_checkpoint(base, seed=1)
+        for message in (export(run / checkpoint.name, tmp_path / "model"), run_stage2(*arguments)):
+            assert f"trained on {base} (weights " in message and f"{base} has other weights (" in message
+    finally:
+        shutil.rmtree(base)
+        shutil.copytree(kept, base)
+    assert not (tmp_path / "model").exists()
+    assert export(run / checkpoint.name, tmp_path / "model") is None
+
+
+def test_the_best_and_the_last_checkpoint_without_lora(inputs, frozen, tmp_path, monkeypatch):
+    """Catches a best model that is not loaded at the end, since no file has its usual name, and a resume that loses weights."""
+
+    def evaluate(trainer, *arguments, **kwargs):
+        metrics = {"eval_exact_match": {1: 0.5, 2: 0.25}[trainer.state.global_step]}
+        trainer.log(metrics)
+        return metrics
+
+    monkeypatch.setattr(VggtQwen3Trainer, "evaluate", evaluate)
+    best = [
+        *FROZEN,
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        1,
+        "--save_steps",
+        1,
+        "--load_best_model_at_end",
+        "true",
+    ]
+    output = checkpoint_of(inputs, tmp_path / "best", *best).parent
+    final = load_file(output / "model.safetensors")
+    trained = [load_file(output / f"checkpoint-{step}" / "trained.safetensors") for step in (1, 2)]
+    assert all(torch.equal(final[name], tensor) for name, tensor in trained[0].items())
+    assert not all(torch.equal(final[name], tensor) for name, tensor in trained[1].items())
+    # Resumed after the first step, the second is the same.
+    shutil.rmtree(output / "checkpoint-2")
+    (output / "model.safetensors").unlink()
+    assert run_stage2(*inputs, "--output_dir", output, *best) is None
+    again = load_file(output / "checkpoint-2" / "trained.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in trained[1].items())
+    # Other parameters train: refused.
+    (output / "run_config.yaml").unlink()
+    arguments = [*best, "--freeze_text", "false", "--resume_from_checkpoint", output / "checkpoint-1"]
+    message = run_stage2(*inputs, "--output_dir", tmp_path / "other", *arguments)
+    assert "and this run train different parameters: " in message and "up_proj.weight None there, (" in message
 
 
 def test_bad_input_leaves_nothing_behind(lora, tmp_path):
@@ -131,6 +210,12 @@ def test_zero_checkpoints_come_back_whole(stage, lora_r, inputs, tmp_path):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     merge = ["--merge-lora"] if lora_r else []
+    # What is frozen is in none of its files, under no name: with LoRA a tied lm_head is an embedding that is frozen.
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    zero = ZeroCheckpoint(checkpoint)
+    assert not list(checkpoint.glob("model*.safetensors"))
+    assert set(zero.model["module"]) - set(zero.places) <= (set() if lora_r else {"lm_head.weight"})
+    assert not zero.model.get("frozen_param_fragments")
     assert export(tmp_path / "run" / "checkpoint-2", tmp_path / "exported", *merge, "--dtype", "float32") is None
     # Loaded, because the weights that DeepSpeed consolidates carry other names in the file.
     folders = (tmp_path / "exported", tmp_path / "run", inputs[1])

@@ -3,6 +3,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -175,6 +176,28 @@ def test_a_run_killed_while_it_saves_resumes_from_the_one_before(whole, run, tmp
     assert losses_of(tmp_path) == losses_of(whole)
     assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
     assert not (tmp_path / "_saving").exists()
+
+
+@pytest.mark.parametrize("stopped", [1, 2])
+def test_workers_persist_and_a_resumed_run_is_the_same(stopped, run, tmp_path, monkeypatch):
+    """
+    Catches data loader workers that are started, and open their files, anew in every epoch, or outlive the training; and
+    a resumed run, whose workers start once more, that draws other dropout: within an epoch (1) and between two (2).
+    """
+    started, iterator = [], torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    start = iterator.__init__
+    monkeypatch.setattr(iterator, "__init__", lambda *arguments: started.append(1) or start(*arguments))
+    # Two steps an epoch, three epochs.
+    arguments = ["--per_device_train_batch_size", 6, "--save_steps", 1, "--dataloader_num_workers", 1]
+    arguments += ["--lora_dropout", 0.3, "--save_total_limit", 9]
+    assert run(tmp_path / "whole", *arguments) is None
+    assert len(started) == 1
+    assert not multiprocessing.active_children()
+    assert (
+        run(tmp_path / "again", *arguments, "--resume_from_checkpoint", tmp_path / f"whole/checkpoint-{stopped}")
+        is None
+    )
+    assert losses_of(tmp_path / "again") == losses_of(tmp_path / "whole")
 
 
 def test_the_best_checkpoint_is_known_by_its_final_name(run, tmp_path):

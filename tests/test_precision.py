@@ -24,6 +24,7 @@ from recipes.training.arguments import (
     parse_arguments,
 )
 from recipes.training.sft import make_trainer
+from recipes.training.trained import TRAINED
 from recipes.training.zero import ZeroCheckpoint
 
 
@@ -98,14 +99,10 @@ def moved(output: Path) -> dict[str, bool]:
     if (first / "latest").exists():
         first, last = ZeroCheckpoint(first), ZeroCheckpoint(last)
         return {name: not torch.equal(first.tensor(name), last.tensor(name)) for name in first.places}
-    adapters = (first / "adapter_model.safetensors").exists()
-    first, last = (
-        load_file(folder / ("adapter_model.safetensors" if adapters else "model.safetensors"))
-        for folder in (first, last)
-    )
-    trained = [name for name, tensor in first.items() if adapters or ".projector." in name or ".geometry_" in name]
-    assert {first[name].dtype for name in trained} == {torch.float32}
-    return {name: not torch.equal(first[name], last[name]) for name in trained}
+    file = next(name for name in ("adapter_model.safetensors", TRAINED) if (first / name).exists())
+    first, last = (load_file(folder / file) for folder in (first, last))
+    assert {tensor.dtype for tensor in first.values()} == {torch.float32}
+    return {name: not torch.equal(tensor, last[name]) for name, tensor in first.items()}
 
 
 LAUNCHERS = {"cpu": 1, "ddp": 2, "zero2": 1, "zero3": 1}

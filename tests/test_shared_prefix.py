@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared-prefix decoding: the same answers as one prompt at a time, from one pass over the scene."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from toys import toy_geometry, toy_model, toy_processor, toy_views
 
+from modeling_vggt_qwen3 import generation_vggt_qwen3
+from modeling_vggt_qwen3.generation_vggt_qwen3 import default_kv_bytes
 from recipes.training.collator import chat_prompt
 
 
@@ -76,6 +81,87 @@ def test_same_answers_as_one_by_one_in_50_scenes(projector_type, num_beams):
     assert answers == expected
     lengths = {len(answer) for scene in answers for answer in scene}
     assert len(lengths) > 2 and len({tuple(answer) for scene in answers for answer in scene}) > 25
+
+
+def decoded_sizes(model, monkeypatch):
+    """Records (rows, tokens with the longest answer) of each batch that is decoded."""
+    sizes, generate = [], model.generate
+
+    def recorded(**kwargs):
+        sizes.append((len(kwargs["input_ids"]), kwargs["input_ids"].shape[1] + kwargs["max_new_tokens"]))
+        return generate(**kwargs)
+
+    monkeypatch.setattr(model, "generate", recorded)
+    return sizes
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize("blind", [False, True])
+def test_batches_are_as_large_as_their_keys_and_values_allow(blind, num_beams, monkeypatch):
+    """
+    Catches a batch of 64 whatever it takes: at full size that is 2 GB with a prefix of 200 tokens and 40 with one of
+    4,000; beams that are not counted; and answers that depend on the batches.
+    """
+    model, processor = exact_model()
+    scenes = make_scenes(6)
+    if blind:
+        scene_inputs, questions = processor.prepare_questions([asked for _, _, asked in scenes])
+    else:
+        scene_inputs, questions = processor.prepare_questions(
+            *(list(column) for column in zip(*[(a, v, g) for v, g, a in scenes]))
+        )
+    text = model.config.text_config
+    per_token = num_beams * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 8  # float64
+    kwargs = {"do_sample": False, "max_new_tokens": 3, "num_beams": num_beams}
+    sizes = decoded_sizes(model, monkeypatch)
+    expected = model.answer_questions(scene_inputs, questions, **kwargs)
+    count, longest = sum(map(len, questions)), max(tokens for _, tokens in sizes)
+    assert [rows for rows, _ in sizes] == [count]
+    for most in (1, 2, 5):
+        for budget in (most * longest * per_token, (most + 1) * longest * per_token - 1):
+            sizes.clear()
+            assert model.answer_questions(scene_inputs, questions, kv_bytes=budget, **kwargs) == expected
+            # Shorter questions are more to a batch; one more would never have fitted.
+            assert sum(rows for rows, _ in sizes) == count
+            assert all(rows * tokens * per_token <= budget for rows, tokens in sizes)
+            for (rows, _), (_, tokens) in zip(sizes, sizes[1:]):
+                assert rows >= most and (rows + 1) * tokens * per_token > budget
+    # Not even one question fits: one by one. And no more than is asked for.
+    for kwargs["kv_bytes"], kwargs["batch_size"], most in ((1, None, 1), (2**40, 3, 3)):
+        sizes.clear()
+        assert model.answer_questions(scene_inputs, questions, **kwargs) == expected
+        assert [rows for rows, _ in sizes] == [most] * (count // most) + [count % most] * bool(count % most)
+
+
+def test_processes_that_decode_together_have_as_many_batches(monkeypatch):
+    """Catches a process under ZeRO-3 that has one batch less than the others, which wait for it for ever."""
+    model, processor = exact_model()
+    scene_inputs, questions = processor.prepare_questions([QUESTIONS], [toy_views(2)])
+    expected = model.answer_questions(scene_inputs, questions, do_sample=False, max_new_tokens=3)
+    sizes = decoded_sizes(model, monkeypatch)
+    recorded = model.generate
+    monkeypatch.setattr(model, "generate", lambda synced_gpus, **kwargs: recorded(**kwargs))
+    others = SimpleNamespace(
+        is_initialized=lambda: True, all_reduce=lambda number, _: number.fill_(3), ReduceOp=torch.distributed.ReduceOp
+    )
+    monkeypatch.setattr(generation_vggt_qwen3, "dist", others)
+    options = {"do_sample": False, "max_new_tokens": 3, "synced_gpus": True}
+    assert model.answer_questions(scene_inputs, questions, batch_size=2, **options) == expected
+    assert [rows for rows, _ in sizes] == [2, 2, 2]
+
+
+def test_the_default_follows_free_memory(monkeypatch):
+    """Catches a default that differs from run to run by a few bytes, and one beyond what the machine has."""
+    cpu = torch.device("cpu")
+    assert default_kv_bytes(cpu) <= 2**32
+    for available, expected in ((3000000, 2**30), (2999999, 2**30), (900000000, 2**32), (1, 512)):
+        meminfo = f"MemFree: 5 kB\nMemAvailable: {available} kB\nBuffers: 1 kB"
+        monkeypatch.setattr(Path, "read_text", lambda *_, text=meminfo, **__: text)
+        assert default_kv_bytes(cpu) == expected
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (50 * 10**9, 80 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 30 * 10**9)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10 * 10**9)
+    assert default_kv_bytes(torch.device("cuda", 0)) == 2**35
 
 
 def test_a_scene_is_encoded_once(monkeypatch):

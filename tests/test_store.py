@@ -4,6 +4,7 @@
 import argparse
 import json
 import multiprocessing
+import os
 import shutil
 import time
 
@@ -17,6 +18,7 @@ from transformers import set_seed
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Processor
 from recipes import feature_store
 from recipes.evaluation.generation import generate_answers
+from recipes.training import store_shards
 from recipes.training.arguments import CONFIGS, parse_arguments
 from recipes.training.collator import PackCollator
 from recipes.training.data import Pack, PackDataset, SceneDataset
@@ -71,6 +73,10 @@ def trainer_of(checkpoint, repo, output, *arguments):
 
 def refuse_to_decode(*args, **kwargs):
     raise AssertionError("a picture was decoded")
+
+
+def refuse_to_verify(*args, **kwargs):
+    raise AssertionError("a checksum was taken")
 
 
 @BOTH
@@ -225,15 +231,133 @@ def test_damage_is_found_and_repaired(damage, checkpoint, repo, store, tmp_path)
     else:
         (index if damage == "index" else folder / "store.json").write_text("{")
     with pytest.raises(ValueError, match="damaged" if damage != "store" else "not a feature store"):
-        damaged = opened(folder, checkpoint)
-        for entry in damaged.entries.values():
-            damaged.read(entry)
+        opened(folder, checkpoint)
     if damage != "store":
         fill(checkpoint, repo, folder)
         repaired, whole = opened(folder, checkpoint), opened(store, checkpoint)
         for scene, entry in whole.entries.items():
             for name, tensor in whole.read(entry).items():
                 assert torch.equal(repaired.read(repaired.entries[scene])[name], tensor)
+
+
+@pytest.fixture
+def bytes_read(monkeypatch):
+    """Counts the bytes whose checksum is taken when a store is opened or read."""
+    counts, checksum_problem = [], store_shards.checksum_problem
+    monkeypatch.setattr(
+        store_shards, "checksum_problem", lambda path, shard, _=None: checksum_problem(path, shard, counts.append)
+    )
+    return counts
+
+
+def test_a_store_is_verified_once(checkpoint, repo, store, tmp_path, bytes_read, monkeypatch):
+    """
+    Catches checksums taken anew by every process that opens the store, by data loader workers, or when an entry is
+    read: at full size that is 134 MB a scene, four times the time of reading it.
+    """
+    folder = tmp_path / "s"
+    shutil.copytree(store, folder)  # with what was verified of the files that it is a copy of
+    first = opened(folder, checkpoint)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert 0.9 * size < sum(bytes_read) < size
+    for entry in first.entries.values():
+        assert first.read(entry)
+    sources = [SceneDataset(str(repo), "train", store=opened(folder, checkpoint))]
+    loader = torch.utils.data.DataLoader(PackDataset(sources, 4), sampler=[Pack(0, 0, (0,), 0)], num_workers=1)
+    loader.collate_fn = list
+    with monkeypatch.context() as patch:  # the worker's process too has what is patched when it starts
+        for name in ("checksum_problem", "hash_tensor"):
+            patch.setattr(store_shards, name, refuse_to_verify)
+        (batch,) = loader
+    assert torch.equal(batch[0]["vision_features"], first.read(sources[0].stored[0])["vision_features"])
+    assert 0.9 * size < sum(bytes_read) < size
+    # More scenes: they alone are read.
+    fill(checkpoint, write_toy_repo(tmp_path / "more", {"train": 10}), folder, ["train"])
+    added = sum(path.stat().st_size for path in folder.glob("*.safetensors")) - size
+    opened(folder, checkpoint)
+    assert 0.9 * (size + added) < sum(bytes_read) < size + added
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_damage_after_a_store_was_verified(when, checkpoint, store, tmp_path):
+    """Catches a store taken for whole because an earlier one of that name and size was: with its time of change set back."""
+    folder = tmp_path / "s"
+    shutil.copytree(store, folder)
+    reader = opened(folder, checkpoint)
+    entry = next(iter(reader.entries.values()))
+    shard = folder / f"{entry.shard}.safetensors"
+    times = shard.stat()
+    with shard.open("r+b") as file:
+        file.seek(-7, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-7, os.SEEK_END)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+    if when == "before":
+        with pytest.raises(ValueError, match="damaged.* does not match its checksum"):
+            opened(folder, checkpoint)
+    else:
+        with pytest.raises(ValueError, match="has changed since the store was opened"):
+            reader.read(entry)
+
+
+def test_a_store_that_cannot_be_written_to(checkpoint, store, tmp_path, bytes_read, monkeypatch, caplog):
+    """Catches a read-only store that cannot be used, or is used unverified because it cannot be remembered."""
+    folder = tmp_path / "s"
+    shutil.copytree(store, folder)
+    (folder / "verified.json").unlink()
+
+    def refuse(*args, **kwargs):
+        raise PermissionError("read-only")
+
+    for name in ("locked", "write_json"):
+        monkeypatch.setattr(store_shards, name, refuse)
+    for times in (1, 2):
+        opened(folder, checkpoint)
+        assert sum(bytes_read) > 0.9 * times * sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert "cannot be written to" in caplog.text
+
+
+def open_counting(folder, checkpoint, barrier, queue):
+    counts, checksum_problem = [], store_shards.checksum_problem
+    store_shards.checksum_problem = lambda path, shard, _=None: checksum_problem(path, shard, counts.append)
+    barrier.wait()
+    opened(folder, checkpoint)
+    queue.put(sum(counts))
+
+
+def test_ranks_that_open_a_store_together_read_it_once(checkpoint, store, tmp_path):
+    """Catches eight processes of a node that each read a store of 200 GB before the first step."""
+    folder = tmp_path / "s"
+    shutil.copytree(store, folder)
+    context = multiprocessing.get_context("fork")
+    barrier, queue = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=open_counting, args=(folder, checkpoint, barrier, queue)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    counts = sorted(queue.get(timeout=60) for _ in range(2))
+    for process in processes:
+        process.join()
+    assert counts[0] == 0 < counts[1]
+
+
+def test_the_features_of_a_scene_are_not_copied(checkpoint, repo, store):
+    """Catches the padded copy of 134 MB that the collator made of each scene, zeros first; several scenes are padded."""
+    source = SceneDataset(str(repo), "train", store=opened(store, checkpoint))
+    processor = VggtQwen3Processor.from_pretrained(checkpoint)
+    text = processor.split_prompt("")[0]
+
+    def encode_features(scenes):
+        columns = {name: [scene[name] for scene in scenes] for name in ("vision_features", "image_sizes")}
+        return processor.encode_features(text=[text] * len(scenes), **columns)["vision_features"]
+
+    whole = source.scene_inputs(0)
+    alone = encode_features([whole])
+    assert alone.data_ptr() == whole["vision_features"].data_ptr() and alone.shape[0] == 1
+    part = source.scene_inputs(1, keep=[0, 2])
+    both = encode_features([whole, part])
+    assert torch.equal(both[0], whole["vision_features"]) and torch.equal(both[1, :2], part["vision_features"])
+    assert not both[1, 2].any()
 
 
 def test_a_folder_of_something_else_is_refused(checkpoint, repo, tmp_path):

@@ -6,17 +6,21 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from datasets import Dataset, load_dataset
+from datasets import Dataset, List, load_dataset
+from datasets import Image as HubImage
+from PIL import Image
 from safetensors.torch import load_file
 from toys import toy_config, toy_model, toy_processor, write_toy_checkpoint, write_toy_repo
 from transformers import AutoModelForImageTextToText
 
+from modeling_vggt_qwen3 import VggtQwen3Processor
 from recipes.training.arguments import CONFIGS, ModelArguments, parse_arguments
 from recipes.training.collator import PackCollator
 from recipes.training.data import Pack, PackDataset, PackSampler, SceneDataset, check_disjoint
@@ -65,6 +69,78 @@ def test_an_epoch_holds_every_question_once(repos):
     for pack in packs:
         qa, scenes = dataset.sources[pack.dataset].qa, dataset.sources[pack.dataset].scene_ids
         assert {qa[question]["scene_id"] for question in pack.questions} == {scenes[pack.scene]}
+
+
+def photo(width, height, seed=0):
+    """A smooth picture with edges, as photos are: noise is what no decoder can reduce well."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8))
+    image = small.resize((width, height), Image.Resampling.BICUBIC)
+    for color in ("white", "black", "red"):
+        left, top = int(rng.integers(width // 2)), int(rng.integers(height // 2))
+        image.paste(color, (left, top, left + width // 4, top + height // 4))
+    return image
+
+
+def encoded(image, file_format, **options):
+    buffer = BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def write_photo_repo(folder, pictures):
+    """A prepared repository of one scene, with `pictures` as its views."""
+    write_toy_repo(folder, {"train": 1}, num_views=len(pictures))
+    path = folder / "scenes" / "train-00000-of-00001.parquet"
+    scenes = Dataset.from_parquet(str(path), cache_dir=str(folder / "cache")).cast_column(
+        "images", List(HubImage(decode=False))
+    )
+    row = dict(scenes[0]) | {"images": [{"bytes": picture, "path": None} for picture in pictures]}
+    Dataset.from_list([row], features=scenes.features).to_parquet(path)
+    return folder
+
+
+def test_jpegs_are_decoded_no_larger_than_needed(checkpoint, tmp_path):
+    """
+    Catches decoding of eight times the pixels that the encoder sees; cameras that are taken for those of the smaller
+    picture; a picture smaller than needed, or whose size does not divide.
+    """
+    processor = VggtQwen3Processor.from_pretrained(checkpoint)
+    processor.image_processor.image_size = 448
+    sizes = {"half": (1296, 968), "quarter": (1920, 1440), "eighth": (3840, 2880)}
+    sizes |= {"large enough": (896, 672), "just too small": (894, 672), "odd": (1295, 968), "small": (640, 480)}
+    expected = [(648, 484), (480, 360), (480, 360), (448, 336), (894, 672), (1295, 968), (640, 480)]
+    pictures = [encoded(photo(*size), "JPEG", quality=90) for size in sizes.values()]
+    repo = write_photo_repo(tmp_path / "toy_photos", [*pictures, encoded(photo(1296, 968), "PNG")])
+    plain = SceneDataset(str(repo), "train")
+    reduced = SceneDataset(str(repo), "train", image_processor=processor.image_processor)
+    inputs = reduced.scene_inputs(0)
+    assert [image.size for image in inputs["images"]] == [*expected, (1296, 968)]
+    assert inputs["image_sizes"] == [*sizes.values(), (1296, 968)]
+    assert [image.size for image in reduced.views(0)[0]] == inputs["image_sizes"]  # for a report: as they are stored
+    # The same cameras, bit for bit, and nearly the same pixels; those of what is not reduced exactly.
+    batches = [
+        PackCollator(processor)(
+            [source.scene_inputs(0, keep=[0, 1, 2, 3, 6, 7]) | {"questions": [("Where?", "here")]}]
+        )
+        for source in (plain, reduced)
+    ]
+    for name in ("extrinsics", "intrinsics", "depth_histogram", "geometry_mask"):
+        assert torch.equal(batches[0][name], batches[1][name])
+    difference = 255 * (batches[0]["pixel_values"] - batches[1]["pixel_values"]).abs()[0]
+    assert not difference[4:].any()
+    assert difference[0].mean() < 1 and difference[:4].mean() < 1.5, difference.mean(dim=(1, 2, 3))
+    # The same in evaluation, beside a scene without cameras.
+    asked = [["Where is it?"]] * 2
+    scenes = [source.scene_inputs(0, keep=[0, 1]) for source in (reduced, plain)]
+    scenes[1]["geometry"] = None
+    evaluated, _ = processor.prepare_questions(
+        asked, **{name: [scene[name] for scene in scenes] for name in scenes[0]}
+    )
+    assert torch.equal(evaluated["intrinsics"][0, :2], batches[0]["intrinsics"][0, :2])
+    broken = write_photo_repo(tmp_path / "toy_broken", [pictures[0][:2000]])
+    with pytest.raises(ValueError, match="toy_broken, scene scene0000_00, view 0: image file is truncated"):
+        SceneDataset(str(broken), "train", image_processor=processor.image_processor).scene_inputs(0)
 
 
 def test_weights_are_shares_of_the_packs(repos):

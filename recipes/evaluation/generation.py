@@ -10,6 +10,10 @@ from modeling_vggt_qwen3 import VggtQwen3Processor
 from recipes.training.data import SceneDataset, action_of, anchor_of, question_text
 
 
+# Questions whose scenes are encoded together, where a run does not say: about as many scenes as have eight.
+GATHERED_QUESTIONS = 64
+
+
 def question_batches(
     source: SceneDataset, rows: list[int], batch_size: int, split_scenes: bool = False
 ) -> list[list[tuple[int, list[int]]]]:
@@ -65,7 +69,7 @@ def generate_answers(
     rows: list[int],
     *,
     blind: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     max_new_tokens: int = 32,
     process: tuple[int, int] = (0, 1),
     synced_gpus: bool = False,
@@ -80,7 +84,8 @@ def generate_answers(
         source (`SceneDataset`): The scenes and questions.
         rows (`list[int]`): Rows of `source.qa` to answer.
         blind (`bool`): Withhold the images.
-        batch_size (`int`): Questions per batch.
+        batch_size (`int`, *optional*): Most questions to decode together, and whose scenes are encoded together; by
+            default as many as there is memory for their keys and values, of `GATHERED_QUESTIONS` or one scene.
         process (`(rank, world size)`): Answer every world-size-th batch.
         synced_gpus (`bool`): Under ZeRO-3, whose processes must all run the same number of forward passes: one with
             fewer batches repeats one and gives no answers for it.
@@ -92,7 +97,7 @@ def generate_answers(
     Raises:
         ValueError: if a question does not fit into the model's context, naming it.
     """
-    batches = question_batches(source, rows, batch_size, split_scenes=synced_gpus)
+    batches = question_batches(source, rows, batch_size or GATHERED_QUESTIONS, split_scenes=synced_gpus)
     passes = passes_of(batches, process, synced_gpus)
     for batch, repeated in tqdm(passes, desc=f"answering {source.path}", disable=not progress, leave=False):
         scene_inputs, questions = prepare_batch(processor, source, batch, blind)
@@ -124,7 +129,7 @@ def generate_actions(
     rows: list[int],
     *,
     blind: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     texts: bool = True,
     process: tuple[int, int] = (0, 1),
     synced_gpus: bool = False,
@@ -159,7 +164,8 @@ def generate_actions(
         options = dict(generate_kwargs)
         if texts:
             options["logits_processor"] = [processor.action_logits_processor(action)]
-        batches = question_batches(source, of_action[action], batch_size, split_scenes=synced_gpus)
+        most = batch_size or GATHERED_QUESTIONS
+        batches = question_batches(source, of_action[action], most, split_scenes=synced_gpus)
         passes = passes_of(batches, process, synced_gpus)
         for batch, repeated in tqdm(passes, desc=f"{action}, {source.path}", disable=not progress, leave=False):
             scene_inputs, questions = prepare_batch(processor, source, batch, blind)

@@ -133,11 +133,10 @@ def plain_memory(run: Run, plan: BatchPlan) -> Memory:
 
 def checkpoint_bytes(run: Run, zero: bool) -> tuple[float, float]:
     """Bytes of a checkpoint to resume from, and of the finished model."""
-    adapted = run.settings.lora_r > 0
-    weights = run.weight_bytes * run.total.trainable / run.num_parameters if adapted else run.weight_bytes
-    states = (MASTER_BYTES + GRADIENT_BYTES if zero else 8) * run.total.trainable
-    # DeepSpeed keeps its own copy of the weights beside the ones that can be loaded.
-    return weights * (2 if zero else 1) + states, run.weight_bytes * (1 - run.total.copies / run.num_parameters)
+    # What trains, in float32, and AdamW's two moments of it. DeepSpeed adds its 16-bit weights, and with LoRA there is the
+    # adapter beside them.
+    states = MASTER_BYTES + (GRADIENT_BYTES * (2 if run.settings.lora_r > 0 else 1) if zero else 0)
+    return states * run.total.trainable, run.weight_bytes * (1 - run.total.copies / run.num_parameters)
 
 
 def count_steps(run: Run, plan: BatchPlan) -> tuple[int | None, int | None]:

@@ -166,6 +166,9 @@ class SftArguments(TrainingArguments):
         default=None,
         metadata={"help": "Micro-batches per optimizer step; by default 1, or what global_batch_size asks."},
     )
+    dataloader_persistent_workers: bool = field(
+        default=True, metadata={"help": "Keep the data loader's processes from one epoch to the next."}
+    )
     max_new_tokens: int = field(default=32, metadata={"help": "Longest answer generated in an evaluation."})
     resume_from_checkpoint: str | None = field(
         default="auto", metadata={"help": "auto (the last checkpoint in output_dir, if any), none, or a folder."}
@@ -188,6 +191,7 @@ class SftArguments(TrainingArguments):
         if self.accelerator_config is None:
             # Batches go to the GPU (from pinned memory) behind the work that it has, instead of after it.
             self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
+        self.dataloader_persistent_workers &= self.dataloader_num_workers > 0  # torch refuses to keep none
         super().__post_init__()
         # transformers would give one process all GPUs of the machine by nn.DataParallel, which cannot split a packed batch.
         self._n_gpu = min(self._n_gpu, 1)

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
+from accelerate.utils.deepspeed import DeepSpeedSchedulerWrapper
+from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import safe_globals as random_state_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from .preemption import ignore_in_workers
 from .run_config import RUN_CONFIG
-from .zero import known_classes, load_zero_checkpoint
+from .trained import TRAINED, CheckpointError, describe_weights, load_trained, save_trained
+from .zero import known_classes, load_zero_checkpoint, save_zero_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -28,10 +31,6 @@ MANIFEST = "manifest.json"
 SAVING = "_saving"
 # torch.save files that resuming never reads.
 NEVER_LOADED = ("training_args.bin",)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written or is not whole."""
 
 
 ################
@@ -140,6 +139,27 @@ def checkpoint_to_resume(arguments) -> str | None:
     return str(folder)
 
 
+def check_base(checkpoint: Path, path: str) -> dict[str, str]:
+    """
+    `describe_weights` of the base model at `path`, if `checkpoint` (None for any) was trained on these very weights.
+
+    Raises:
+        CheckpointError: naming both models, if it was not: it holds what trained of a model, which would be put into
+            another one.
+    """
+    base = describe_weights(path)
+    if checkpoint is None:
+        return base
+    trained_on = json.loads((Path(checkpoint) / MANIFEST).read_text(encoding="utf-8")).get("base")
+    if trained_on is not None and trained_on["weights_sha256"] != base["weights_sha256"]:
+        raise CheckpointError(
+            f"{checkpoint} holds what was trained on {trained_on['path']} (weights {trained_on['weights_sha256'][:12]}), and "
+            f"{path} has other weights ({base['weights_sha256'][:12]}): the two are not put together. Bring back the "
+            "model that it was trained on, or train anew into another output_dir."
+        )
+    return base
+
+
 def agree(training_arguments, function, *arguments):
     """
     The result of `function` in the first process, in all of them; what it raises, all raise.
@@ -197,12 +217,27 @@ class ResumableTrainer(Trainer):
 
     `checkpoint-N` is written as `_saving/checkpoint-N`, brought to the disk and given a manifest, and then renamed; only
     after that are old ones deleted and is the new one pushed to the Hub.
+
+    It holds what trains; what is frozen is that of `base` ([`describe_weights`]), which the manifest names.
     """
 
     _saving = False
+    base: dict[str, str] | None = None
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            # Lets go of the data loader: workers that persist live, and hold memory, as long as it does.
+            self.callback_handler.train_dataloader = None
+            self.accelerator._dataloaders.clear()
 
     def get_train_dataloader(self):
-        return ignore_in_workers(super().get_train_dataloader())
+        loader = ignore_in_workers(super().get_train_dataloader())
+        # A loader draws a number when its workers start: in every epoch, or once where they persist, and again when a
+        # run is resumed. Drawn from the model's generator it would make the resumed run another one.
+        loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
 
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)
@@ -228,7 +263,7 @@ class ResumableTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
                 shutil.copy2(output_dir / RUN_CONFIG, folder)
-                write_manifest(folder, world_size=self.args.world_size)
+                write_manifest(folder, world_size=self.args.world_size, base=self.base)
             self.accelerator.wait_for_everyone()  # the folder's files keep their names from here on
             if self.accelerator.is_local_main_process:
                 flush_to_disk(folder)
@@ -261,6 +296,33 @@ class ResumableTrainer(Trainer):
                 use_mtime=True,
             )
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        of_deepspeed = self.is_deepspeed_enabled
+        # With LoRA it is the adapter that is saved.
+        if not self._saving or isinstance(self.model, PeftModel) or (of_deepspeed and self.args.save_only_model):
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)  # other processes write there too
+            if not of_deepspeed:  # whose own files have the weights in float32
+                save_trained(self.model, Path(output_dir))
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(output_dir)
+            torch.save(self.args, Path(output_dir) / TRAINING_ARGS_NAME)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str):
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_zero_checkpoint(self.model_wrapped, Path(output_dir))
+        if self.args.should_save and not isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper):
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+        if (Path(resume_from_checkpoint) / TRAINED).is_file():
+            load_trained(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
@@ -273,6 +335,8 @@ class ResumableTrainer(Trainer):
     def _load_best_model(self):
         if self.is_deepspeed_enabled:
             load_zero_checkpoint(self.model_wrapped, Path(self.state.best_model_checkpoint))
+        elif (Path(self.state.best_model_checkpoint) / TRAINED).is_file():
+            load_trained(self.model, Path(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
 
@@ -281,6 +345,7 @@ __all__ = [
     "CheckpointError",
     "ResumableTrainer",
     "agree",
+    "check_base",
     "check_checkpoint",
     "checkpoint_to_resume",
     "checkpoints_of",

@@ -89,6 +89,7 @@ class PackCollator:
                     images=[example["images"] for example in examples],
                     text=prefixes,
                     geometry=[example["geometry"] for example in examples],
+                    image_sizes=[example.get("image_sizes") for example in examples],
                     add_special_tokens=False,
                     padding=False,
                     images_kwargs={"return_tensors": "pt"},

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from modeling_vggt_qwen3 import VggtQwen3ImageProcessorPil
+
 from .store import FeatureStore, StoreEntry
 
 
@@ -41,14 +43,23 @@ class SceneDataset:
         split (`str`): Split of both.
         num_views (`int`, *optional*): Views to use of each scene, evenly spaced; view 0 is the first stored one.
         store (`FeatureStore`, *optional*): Read the encoder's features instead of the views.
+        image_processor (`VggtQwen3ImageProcessorPil`, *optional*): What the views are decoded for: of JPEGs larger than
+            it needs, no more is decoded than that (see [`decode_for`]). Without, views come as they are stored.
 
     Raises:
         ValueError: if the repository, the split or a column is not there, a question names an unknown scene, or the store does
             not hold a scene.
     """
 
-    def __init__(self, path: str, split: str, num_views: int | None = None, store: FeatureStore | None = None):
-        self.path, self.split, self.num_views = path, split, num_views
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        num_views: int | None = None,
+        store: FeatureStore | None = None,
+        image_processor: VggtQwen3ImageProcessorPil | None = None,
+    ):
+        self.path, self.split, self.num_views, self.image_processor = path, split, num_views, image_processor
         try:
             scenes = datasets.load_dataset(path, "scenes", split=split)
             self.qa = datasets.load_dataset(path, "qa", split=split)
@@ -95,18 +106,21 @@ class SceneDataset:
 
     def scene_inputs(self, scene: int, entry: StoreEntry | None = None, keep: list[int] | None = None) -> dict:
         """
-        What the processor makes the model's inputs of, for some of the views in use of a scene: `geometry` and
-        `images`, or from a store `vision_features`, `image_sizes` and, of encoders with a camera head,
-        `camera_encodings`.
+        What the processor makes the model's inputs of, for some of the views in use of a scene: `geometry`, the
+        `image_sizes` that its intrinsics are of, and `images`, or from a store `vision_features` and, of encoders with
+        a camera head, `camera_encodings`.
 
         Args:
             scene (`int`): Row of the scene.
             entry (`StoreEntry`, *optional*): Entry of the store to read; by default that of all views in use.
             keep (`list[int]`, *optional*): Positions, among the views in use (or of `entry`), of those to return.
+
+        Raises:
+            ValueError: as `views`.
         """
         if self.store is None:
-            images, geometry = self.views(scene, keep)
-            return {"images": images, "geometry": geometry}
+            images, sizes, geometry = self._decode(scene, keep, self.image_processor)
+            return {"images": images, "image_sizes": sizes, "geometry": geometry}
         entry = entry or self.stored[scene]
         kept = list(range(len(entry.views))) if keep is None else keep
         inputs = self.store.read(entry)
@@ -129,16 +143,25 @@ class SceneDataset:
         Raises:
             ValueError: if a view cannot be decoded, naming repository, scene and view.
         """
+        images, _, geometry = self._decode(scene, keep, None)
+        return images, geometry
+
+    def _decode(self, scene: int, keep: list[int] | None, image_processor) -> tuple[list, list, dict | None]:
+        """Images, sizes (width, height) as stored, and geometry, as `views`; the images decoded for `image_processor`."""
         row = self.scenes[scene]
         views = self.views_in_use(len(row["images"]))
         views = views if keep is None else [views[position] for position in keep]
-        images = []
+        images, sizes = [], []
         for view in views:
             try:
-                images.append(Image.open(BytesIO(row["images"][view]["bytes"])).convert("RGB"))
+                image = Image.open(BytesIO(row["images"][view]["bytes"]))
+                sizes.append(image.size)
+                if image_processor is not None:
+                    decode_for(image, image_processor)
+                images.append(image.convert("RGB"))
             except (OSError, UnidentifiedImageError, TypeError) as error:
                 raise ValueError(f"{self.path}, scene {row['scene_id']}, view {view}: {error}") from error
-        return images, None if row["geometry"] is None else geometry_of(row["geometry"], views)
+        return images, sizes, None if row["geometry"] is None else geometry_of(row["geometry"], views)
 
     def questions(self, rows: Sequence[int]) -> list[dict]:
         """Rows of `qa`, read together: one by one takes longer than the pictures."""
@@ -163,6 +186,26 @@ def geometry_of(geometry: dict, views: list[int]) -> dict[str, np.ndarray]:
     return {key: np.asarray([values[view] for view in views], dtype=np.float32) for key, values in geometry.items()}
 
 
+def decode_for(image: Image.Image, image_processor: VggtQwen3ImageProcessorPil):
+    """
+    Has a JPEG that was opened, and not read yet, decoded at a half, a quarter or an eighth of its size: at the smallest
+    that is still no smaller than what `image_processor` makes of it. Others, and those that would not divide evenly (the
+    cameras' pixels would shift), stay as they are.
+
+    The decoder then leaves out the high frequencies that resizing would have filtered: pixels come out within a few
+    levels of 255 of those of a whole picture.
+    """
+    if image.format != "JPEG":
+        return
+    width, height = image.size
+    new_height, new_width = image_processor.get_resize(height, width)[:2]
+    for scale in (8, 4, 2):
+        divides = width % scale == 0 and height % scale == 0
+        if divides and width // scale >= new_width and height // scale >= new_height:
+            image.draft("RGB", (width // scale, height // scale))
+            return
+
+
 def question_text(row: dict) -> str:
     """What the user says after the vision block: the situation, if any, and the question."""
     return f"{row['situation']} {row['question']}" if row["situation"] else row["question"]
@@ -183,7 +226,7 @@ def anchor_of(row: dict) -> list[float] | None:
 
 class PackDataset(torch.utils.data.Dataset):
     """
-    Training examples, indexed by [`Pack`]: `images`, `geometry`, a list of (question, answer) texts, and the list
+    Training examples, indexed by [`Pack`]: what `scene_inputs` gives, a list of (question, answer) texts, and the list
     `anchors` of their boxes (see [`anchor_of`]).
 
     Args:
@@ -250,7 +293,7 @@ class PackDataset(torch.utils.data.Dataset):
                 answer = answer if rng.random() < self.anchor_text_share else None
             questions.append((question_text(row), answer))
         if self.blind:
-            return {"images": [], "geometry": None, "questions": questions, "anchors": anchors}
+            return {"images": [], "image_sizes": [], "geometry": None, "questions": questions, "anchors": anchors}
         if source.store is not None and self.view_dropout and not self.drop_tokens:
             subsets = source.store.find_subsets(source.stored[pack.scene], self.view_dropout)
             inputs = source.scene_inputs(pack.scene, subsets[rng.integers(len(subsets))])
@@ -348,5 +391,6 @@ __all__ = [
     "action_of",
     "anchor_of",
     "check_disjoint",
+    "decode_for",
     "question_text",
 ]

@@ -38,7 +38,7 @@ def start_record(trainer, model_arguments) -> Path | None:
     Writes `run.json` of a run that begins, or begins again; on the main process only, elsewhere returns None.
 
     Args:
-        trainer (`VggtQwen3Trainer`): Ready to train.
+        trainer (`VggtQwen3Trainer`): Ready to train, with the `base` that it trains.
         model_arguments (`ModelArguments`): Its model's.
     """
     if not trainer.is_world_process_zero():
@@ -50,7 +50,7 @@ def start_record(trainer, model_arguments) -> Path | None:
     record = {
         "command": [shorten_path(word) for word in sys.argv],
         "datasets": [describe_dataset(dataset) for dataset in data_arguments.dataset_paths],
-        "base": describe_base(model_arguments.model_name_or_path),
+        "base": describe_base(model_arguments.model_name_or_path, trainer.base["weights_sha256"]),
         "parameters": count_parameters(trainer.model),
         "sessions": [*sessions, session | {"machine": describe_machine()}],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
@@ -133,12 +133,15 @@ def describe_dataset(folder_or_repo: str) -> dict:
     }
 
 
-def describe_base(folder_or_repo: str) -> dict:
-    """Where the run starts from: the record of the run or conversion that made it, the card's licence, its weights."""
+def describe_base(folder_or_repo: str, weights_sha256: str) -> dict:
+    """
+    Where the run starts from: the record of the run or conversion that made it, the card's licence, and its weights, as
+    `hash_weights` gives them (of a repo of the Hub its name says as much).
+    """
     conversion, card = (find_file(folder_or_repo, name) for name in (CONVERSION, "README.md"))
     data = ModelCard.load(card).data.to_dict() if card else {}
     return describe_source(folder_or_repo) | {
-        "weights_sha256": hash_weights(Path(folder_or_repo)) if Path(folder_or_repo).is_dir() else None,
+        "weights_sha256": weights_sha256 if Path(folder_or_repo).is_dir() else None,
         "card": {key: data[key] for key in ("license", "license_name", "license_link") if key in data},
         "conversion": read_json(conversion) if conversion else None,
         "run": read_record(folder_or_repo),

@@ -19,7 +19,7 @@ from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGenerati
 from recipes.publishing.licences import LicenceConflictError
 
 from .arguments import ModelArguments, check_checkpoint_for, parse_arguments
-from .checkpoints import CheckpointError, agree, checkpoint_to_resume
+from .checkpoints import CheckpointError, agree, check_base, checkpoint_to_resume
 from .collator import PackCollator
 from .compilation import check_compile_layers, compile_layers
 from .data import PackDataset, SceneDataset, check_disjoint
@@ -50,6 +50,7 @@ def main(default_config: Path):
     try:
         checkpoint = agree(training_arguments, start_run, model_arguments, data_arguments, training_arguments)
         trainer = make_trainer(model_arguments, data_arguments, training_arguments)
+        trainer.base = agree(training_arguments, check_base, checkpoint, model_arguments.model_name_or_path)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except Preempted as preempted:
@@ -100,7 +101,8 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
         store = open_store(data_arguments.feature_store, path, processor)
     sources = {
         split: [
-            SceneDataset(dataset, split, data_arguments.num_views, store) for dataset in data_arguments.dataset_paths
+            SceneDataset(dataset, split, data_arguments.num_views, store, processor.image_processor)
+            for dataset in data_arguments.dataset_paths
         ]
         for split in (data_arguments.train_split, data_arguments.eval_split)
     }

@@ -5,7 +5,11 @@ A store is a folder of
 - `store.json`: what its features depend on beside the views (`store_key`), so that a stale store is found out;
 - `NAME.safetensors`: shards of memory-mapped features `[V, rows, columns, F]`, and of encoders with a camera
   head the cameras that it predicts;
-- `NAME.json`: a shard's index, written after the shard: its size, and per entry the scene, its views and a checksum.
+- `NAME.json`: a shard's index, written after the shard: its size, and per entry the scene, its views and a checksum;
+- `verified.json`: which files were found to match their checksums, as they were then (`signature`).
+
+Whoever opens a store reads all of it once, unless `verified.json` says that these very files have been read: neither a
+process of a run, nor a data loader's worker, nor the next run reads them again to check them.
 
 Entries are found by the hash of their views' files: a dataset whose pictures, or choice of pictures, have changed does
 not find them, and datasets that share scenes share entries.
@@ -14,12 +18,13 @@ not find them, and datasets that share scenes share entries.
 import hashlib
 import json
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+
+from .store_shards import StoreEntry, hash_tensor, read_shard, signature, verify
 
 
 # What of the encoder's configuration its features and the cameras it predicts depend on.
@@ -31,32 +36,9 @@ ENCODER_FIELDS = (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
-class StoreEntry:
-    """The features of all views of a scene, or of a random subset of them."""
-
-    scene: str  # hash of all its views in use
-    views: tuple[int, ...]  # positions among them
-    scene_id: str
-    source: str  # dataset and split that it was made from, for messages
-    view_dropout: float | None  # probability that the subset leaves out a view; None for all views
-    draw: int  # number of the subset
-    image_sizes: tuple[tuple[int, int], ...]  # (width, height) before preprocessing
-    checksums: dict[str, str]  # per tensor
-    shard: str
-
-    @property
-    def name(self) -> str:
-        return self.scene if self.view_dropout is None else f"{self.scene}-{self.view_dropout}-{self.draw}"
-
-
 def hash_views(views: list[bytes]) -> str:
     """A name for the encoded pictures `views`, in this order."""
     return hashlib.sha256(b"".join(hashlib.sha256(view).digest() for view in views)).hexdigest()[:32]
-
-
-def hash_tensor(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy()).hexdigest()
 
 
 def hash_encoder(checkpoint: str) -> str:
@@ -92,7 +74,9 @@ def store_key(checkpoint: str, config, image_processor) -> dict:
         "encoder_config": json.loads(json.dumps({field: getattr(vision, field) for field in ENCODER_FIELDS})),
         "depth_bins": config.geometry_num_depth_bins,
         "feature_layers": [layer % vision.num_hidden_layers for layer in config.vision_feature_layers],
-        "preprocessing": {field: getattr(image_processor, field) for field in ("image_size", "patch_size", "mode")},
+        # JPEGs are decoded no larger than they are needed; stores of before, made of whole pictures, do not fit.
+        "preprocessing": {field: getattr(image_processor, field) for field in ("image_size", "patch_size", "mode")}
+        | {"jpegs": "reduced"},
     }
 
 
@@ -105,8 +89,8 @@ class FeatureStore:
         key (`dict`): `store_key` of the checkpoint and the preprocessing that its features are read for.
 
     Raises:
-        ValueError: if it is no store, it was made with another encoder or preprocessing, or a shard is missing or
-            has the wrong size; a checksum that does not match raises when the entry is first read.
+        ValueError: if it is no store, it was made with another encoder or preprocessing, or a shard is missing or is not
+            what was written.
     """
 
     def __init__(self, path: str, key: dict):
@@ -116,11 +100,10 @@ class FeatureStore:
         self.dtype = DTYPES[made_with["dtype"]]
         self.entries: dict[str, StoreEntry] = {}
         self.subsets: dict[tuple[str, float], list[StoreEntry]] = defaultdict(list)
-        for index in sorted(self.path.glob("shard-*.json")):
-            shard = read_shard(index)
-            problem = shard_problem(self.path, shard)
-            if problem:
-                raise ValueError(f"The feature store {path} is damaged: {problem} {REPAIR}")
+        shards = [read_shard(index) for index in sorted(self.path.glob("shard-*.json"))]
+        # Of the files that were verified: what is opened later, in whatever process, has to be one of them.
+        self.signatures = verify(self.path, shards)
+        for shard in shards:
             for entry in shard["entries"]:
                 if entry.view_dropout is None:
                     self.entries[entry.scene] = entry
@@ -128,7 +111,7 @@ class FeatureStore:
                     self.subsets[entry.scene, entry.view_dropout].append(entry)
         for subsets in self.subsets.values():
             subsets.sort(key=lambda entry: entry.draw)
-        self.files, self.verified = {}, set()
+        self.files = {}
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"files": {}}  # open files do not travel to another process
@@ -175,18 +158,16 @@ class FeatureStore:
         [V, 12 + 9 + bins]`, memory-mapped.
 
         Raises:
-            ValueError: if they are not what was written.
+            ValueError: if the shard has been replaced since the store was opened.
         """
         if entry.shard not in self.files:
+            if signature(self.path, entry.shard) != self.signatures[entry.shard]:
+                raise ValueError(
+                    f"{entry.shard}.safetensors of the feature store {self.path} has changed since the store was "
+                    "opened. Start again: it is verified anew."
+                )
             self.files[entry.shard] = safe_open(self.path / f"{entry.shard}.safetensors", framework="pt")
-        tensors = {name: self.files[entry.shard].get_tensor(f"{entry.name}.{name}") for name in entry.checksums}
-        if entry.name not in self.verified:
-            check_entry(self.path, entry, tensors)
-            self.verified.add(entry.name)
-        return tensors
-
-
-REPAIR = "Run recipes.feature_store again: it replaces what is damaged."
+        return {name: self.files[entry.shard].get_tensor(f"{entry.name}.{name}") for name in entry.checksums}
 
 
 def read_store_json(path: Path) -> dict:
@@ -203,46 +184,6 @@ def check_key(path: Path, made_with: dict, key: dict):
         if made_with.get(name) != expected:
             raise ValueError(
                 f"The feature store {path} is stale: it was made with {name} {made_with.get(name)}, not {expected}."
-            )
-
-
-def read_shard(index: Path) -> dict:
-    """A shard's index: `{"name", "size", "entries"}`. Raises ValueError if it is damaged."""
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        entries = []
-        for entry in content["entries"]:
-            sizes = tuple(tuple(size) for size in entry["image_sizes"])
-            arguments = entry | {"views": tuple(entry["views"]), "image_sizes": sizes, "shard": index.stem}
-            entries.append(StoreEntry(**arguments))
-        return {"name": index.stem, "size": content["size"], "entries": entries}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"The feature store's index {index} is damaged: {error!r}. {REPAIR}") from error
-
-
-def shard_problem(path: Path, shard: dict) -> str | None:
-    """What is wrong with a shard's file, as far as its size and its header tell."""
-    file = path / f"{shard['name']}.safetensors"
-    size = file.stat().st_size if file.exists() else None
-    if size != shard["size"]:
-        return (
-            f"{file.name} has {size} bytes, not {shard['size']}." if size is not None else f"{file.name} is missing."
-        )
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            present = set(tensors.keys())
-    except SafetensorError as error:
-        return f"{file.name} cannot be read: {error}."
-    absent = {f"{entry.name}.{name}" for entry in shard["entries"] for name in entry.checksums} - present
-    return f"{file.name} does not hold {sorted(absent)[0]}." if absent else None
-
-
-def check_entry(path: Path, entry: StoreEntry, tensors: dict[str, torch.Tensor]):
-    for name, checksum in entry.checksums.items():
-        if hash_tensor(tensors[name]) != checksum:
-            raise ValueError(
-                f"The feature store {path} is damaged: {name} of scene {entry.scene_id} (views {list(entry.views)}) "
-                f"in {entry.shard}.safetensors does not match its checksum. {REPAIR}"
             )
 
 

@@ -1,48 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing a feature store: shard by shard, by several processes at once, and again from where it stopped."""
 
-import fcntl
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .store import (
-    DTYPES,
+from .store import DTYPES, check_key, read_store_json
+from .store_shards import (
     StoreEntry,
-    check_entry,
-    check_key,
+    checksum_problem,
     hash_tensor,
+    locked,
     read_shard,
-    read_store_json,
     shard_problem,
+    write_json,
 )
-
-
-def write_json(path: Path, value):
-    """Writes `value` under a temporary name and moves it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-@contextmanager
-def locked(path: Path, blocking: bool) -> Iterator[bool]:
-    """Whether this process holds the lock file `path`. The lock of a process that dies is free again."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 class FeatureStoreWriter:
@@ -110,11 +87,7 @@ class FeatureStoreWriter:
             self.checked[shard] = None
             try:
                 content = read_shard(self.path / f"{shard}.json")
-                if shard_problem(self.path, content) is None:
-                    with safe_open(self.path / f"{shard}.safetensors", framework="pt") as file:
-                        for entry in content["entries"]:
-                            tensors = {name: file.get_tensor(f"{entry.name}.{name}") for name in entry.checksums}
-                            check_entry(self.path, entry, tensors)
+                if shard_problem(self.path, content) is None and checksum_problem(self.path, content) is None:
                     self.checked[shard] = content["entries"]
             except ValueError:
                 pass  # to be made again

@@ -127,6 +127,32 @@ def _load(file: Path) -> dict:
         return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
 
 
+def save_zero_checkpoint(engine, folder: Path):
+    """
+    Writes DeepSpeed's files of what trains to `folder`: called by all processes.
+
+    Args:
+        engine (`deepspeed.DeepSpeedEngine`): With ZeRO of any stage.
+    """
+    frozen = {
+        name
+        for name, parameter in engine.module.named_parameters(remove_duplicate=False)
+        if not parameter.requires_grad
+    }
+    module_state_dict = engine.module_state_dict
+
+    def of_what_trains(*arguments, **kwargs):
+        # DeepSpeed leaves a tied parameter under its second name: lm_head.weight, 0.8 GB of Qwen3-4B.
+        state = module_state_dict(*arguments, **kwargs)
+        return {name: tensor for name, tensor in state.items() if name not in frozen}
+
+    engine.module_state_dict = of_what_trains
+    try:
+        engine.save_checkpoint(str(folder), exclude_frozen_parameters=True)
+    finally:
+        del engine.module_state_dict
+
+
 @torch.no_grad()
 def load_zero_checkpoint(engine, folder: Path):
     """
@@ -199,4 +225,4 @@ def load_zero_checkpoint(engine, folder: Path):
         setattr(engine, key, checkpoint.model[key])
 
 
-__all__ = ["ZeroCheckpoint", "check_deepspeed_config", "known_classes", "load_zero_checkpoint"]
+__all__ = ["ZeroCheckpoint", "check_deepspeed_config", "known_classes", "load_zero_checkpoint", "save_zero_checkpoint"]
