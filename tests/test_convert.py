@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_templates import DIRECT
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from toys import toy_views
@@ -56,7 +57,7 @@ def write_text_model(folder: Path, tie: bool = True, vocab_size: int | None = No
     model = Qwen3ForCausalLM(config).to(torch.bfloat16)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, top_k=7, do_sample=True)
     model.save_pretrained(folder, max_shard_size="20KB")
-    tokenizer.chat_template = "{{ 'a template for text alone' }}"
+    tokenizer.chat_template = DIRECT
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     (folder / "LICENSE").write_text("Apache License\n")
