@@ -304,6 +304,13 @@ def test_manifest_names_every_input(vggt, text, converted):
         ("model.pt", None, "cc-by-nc-4.0", "non-commercial use only"),
         ("model.pt", "license: cc-by-nc-4.0", "cc-by-nc-4.0", "non-commercial use only"),
         ("vggt_1B_commercial.pt", None, "other", "vggt-aup-license"),
+        # As on the release's own card, whose link is relative to its repo.
+        (
+            "model.pt",
+            "license: other\nlicense_name: vggt-aup-license\nlicense_link: LICENSE",
+            "other",
+            "[vggt-aup-license](https://huggingface.co/facebook/VGGT-1B-Commercial)",
+        ),
         ("model.pt", "license: other\nlicense_name: my-terms\nlicense_link: https://a.b/c", "other", "[my-terms]("),
         ("model.pt", "license: apache-2.0", "apache-2.0", "the licence of the whole"),
     ],
