@@ -10,7 +10,7 @@ import yaml
 from toys import toy_config, toy_processor, write_toy_checkpoint, write_toy_repo
 from transformers import TrainingArguments, set_seed
 
-from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
+from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration
 from recipes.launching.settings import read_settings
 from recipes.training.arguments import CONFIGS, SftArguments, parse_arguments
 from recipes.training.collator import PackCollator
@@ -180,6 +180,13 @@ def test_other_keys_reach_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr("recipes.training.trainer.generate_answers", answer)
     trainer.evaluate()
     assert len(asked["rows"]) == 3 and asked["batch_size"] == 7
+
+
+def test_released_shapes_are_of_the_documented_models():
+    """Catches dry runs of another release than the docs convert: Qwen3-4B has a context and rotary embedding of its own."""
+    assert "--text Qwen/Qwen3-4B-Instruct-2507" in (TESTS.parent / "docs" / "quickstart.md").read_text()
+    text = VggtQwen3Config.from_json_file(CONFIGS / "released" / "vggt-qwen3-4b.json").text_config
+    assert (text.max_position_embeddings, text.rope_parameters["rope_theta"]) == (262_144, 5_000_000)
 
 
 ################
