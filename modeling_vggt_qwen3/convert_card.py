@@ -33,6 +33,8 @@ class Licence:
 # What the two releases' pages on the Hub say; for files that come without their card.
 VGGT_1B = ("cc-by-nc-4.0", "https://huggingface.co/facebook/VGGT-1B")
 VGGT_1B_COMMERCIAL = ("vggt-aup-license", "https://huggingface.co/facebook/VGGT-1B-Commercial")
+# The name of a whole without one licence; the Hub knows neither it nor those that end with it.
+SEE_SECTION = "see-licence-section"
 
 TEMPLATE = """\
 ---
@@ -96,7 +98,8 @@ def find_licence(source: Source, part: str) -> Licence:
             named = f"{identifier} {data.get('license')}"
             non_commercial = re.search(r"(?i)(^|[-_ ])nc([-_ ]|$)|non-?commercial", named) is not None
             link = data.get("license_link")
-            link = link if str(link).startswith("https://") else None  # relative to a repo that this is not
+            if not str(link).startswith("https://"):  # relative to a repo that this is not
+                link = VGGT_1B_COMMERCIAL[1] if identifier == VGGT_1B_COMMERCIAL[0] else None
             return Licence(identifier, link, non_commercial, f"the card of {source.name}")
     if part == "vggt":
         if source.name in ("vggt_1B_commercial.pt", "facebook/VGGT-1B-Commercial"):
@@ -132,8 +135,9 @@ def whole_licence(parts: list[tuple[str, Licence]]) -> tuple[dict[str, str], str
     else:
         whole = "Both licences apply to the whole: each part's conditions must be met."
     # An identifier the Hub does not know has to be given as a name.
-    if identifier in (None, "unknown", VGGT_1B_COMMERCIAL[0]) or not re.fullmatch(r"[a-z0-9.+-]+", identifier):
-        return {"license": "other", "license_name": "see-licence-section", "license_link": "README.md"}, whole
+    named = identifier in (None, "unknown", VGGT_1B_COMMERCIAL[0]) or identifier.endswith(SEE_SECTION)
+    if named or not re.fullmatch(r"[a-z0-9.+-]+", identifier):
+        return {"license": "other", "license_name": SEE_SECTION, "license_link": "README.md"}, whole
     return {"license": identifier}, whole
 
 

@@ -264,8 +264,6 @@ def load_tokenizer(source: Source, vocab_size: int) -> PreTrainedTokenizerBase:
     names = tokenizer.vocab_files_names.values()
     if not any((source.folder / name).is_file() for name in names):
         raise FileNotFoundError(f"{source.folder} has no tokenizer ({', '.join(names)}).")
-    # The processor's own template takes the place of one for text alone.
-    tokenizer.chat_template = None
     tokenizer.padding_side = "left"
     vocabulary = tokenizer.get_vocab()
     needed = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>")
@@ -279,6 +277,7 @@ def load_tokenizer(source: Source, vocab_size: int) -> PreTrainedTokenizerBase:
             f"The tokenizer of {source.name} goes up to id {max(vocabulary.values())}, but the model has {vocab_size} "
             "embeddings: they do not belong together."
         )
+    tokenizer.eos_token = "<|im_end|>"  # of a base model it is the end of a document, with which no turn ends
     return tokenizer
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes VGGT-Qwen3 checkpoints.
 
-python -m modeling_vggt_qwen3.convert_vggt_qwen3_to_hf convert --vggt facebook/VGGT-1B --text Qwen/Qwen3-4B --output DIR
+python -m modeling_vggt_qwen3.convert_vggt_qwen3_to_hf convert \\
+    --vggt facebook/VGGT-1B-Commercial --text Qwen/Qwen3-4B-Instruct-2507 --output DIR
 python -m modeling_vggt_qwen3.convert_vggt_qwen3_to_hf tiny --output DIR
 
 `convert` makes one checkpoint of the released VGGT and a Qwen3: a file or folder of this machine, or a repo of the Hub.
@@ -32,6 +33,7 @@ from modeling_vggt_qwen3 import (
     VggtQwen3Processor,
 )
 from modeling_vggt_qwen3.convert_card import describe_left_out, find_licence, write_documents
+from modeling_vggt_qwen3.convert_chat_template import choose_chat_template
 from modeling_vggt_qwen3.convert_inputs import WeightFiles, find_source, load_text_config, load_tokenizer
 from modeling_vggt_qwen3.convert_weights import (
     check_disk,
@@ -90,14 +92,16 @@ def create_tiny_tokenizer() -> Qwen2Tokenizer:
     )
 
 
-def create_processor(config: VggtQwen3Config, tokenizer: Qwen2Tokenizer) -> VggtQwen3Processor:
+def create_processor(
+    config: VggtQwen3Config, tokenizer: Qwen2Tokenizer, chat_template: str = CHAT_TEMPLATE
+) -> VggtQwen3Processor:
     """The processor that belongs to `config`."""
     return VggtQwen3Processor(
         image_processor=VggtQwen3ImageProcessorPil(
             image_size=config.vision_config.image_size, patch_size=config.vision_config.patch_size
         ),
         tokenizer=tokenizer,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
         projector_type=config.projector_type,
         projector_num_latents=config.projector_num_latents,
         num_depth_bins=config.geometry_num_depth_bins,
@@ -240,6 +244,8 @@ def convert_released(
     text_config = load_text_config(sources["text"])
     text_config._name_or_path = sources["text"].repo_id or ""  # no path of this machine travels with the checkpoint
     tokenizer = load_tokenizer(sources["text"], text_config.vocab_size)
+    chat_template, meaning = choose_chat_template(tokenizer, sources["text"].name)
+    tokenizer.chat_template = None  # the processor's takes the place of one for text alone
     weights = {part: WeightFiles(source.path) for part, source in sources.items()}
     vision_config = infer_vggt_config(weights["vggt"].tensors, depth_head_layers, rope_theta)
     config = VggtQwen3Config(
@@ -250,7 +256,7 @@ def convert_released(
         vision_feature_layers=list(vision_feature_layers),
         projector_type=projector_type,
     )
-    processor = create_processor(config, tokenizer)
+    processor = create_processor(config, tokenizer, chat_template)
     with torch.device("meta"):
         model = VggtQwen3ForConditionalGeneration._from_config(config, dtype=getattr(torch, dtype))
     vggt_part, left_out = match_vggt(weights["vggt"], model)
@@ -269,6 +275,7 @@ def convert_released(
         f"{'a' if vision_config.depth_head_layers else 'no'} depth head."
     )
     print(describe_left_out(left_out))
+    print(f"Chat template of {sources['text'].name}: {meaning}.")
     num_parameters = {
         name: sum(parameter.numel() for parameter in module.parameters())
         for name, module in model.model.named_children()
@@ -291,6 +298,11 @@ def convert_released(
         generation_config = GenerationConfig.from_model_config(text_config)
         if (text_folder / "generation_config.json").is_file():
             generation_config = GenerationConfig.from_pretrained(text_folder)
+        # A base model's may not name the end of a turn, with which the answers end that are trained.
+        ends = generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        if tokenizer.eos_token_id not in ends:
+            generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
         generation_config.save_pretrained(folder)
 
         companions = ("config.json", "generation_config.json", *tokenizer.vocab_files_names.values())

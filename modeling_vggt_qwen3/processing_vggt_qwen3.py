@@ -16,10 +16,8 @@ from .action_grammar_vggt_qwen3 import grammars_of, maximum_tokens, minimum_toke
 from .actions_vggt_qwen3 import Action, parse_actions
 
 
-# One vision block per conversation, before the text; the processor expands its placeholder to all views.
-CHAT_TEMPLATE = """\
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' }}
+# The text of a turn: one vision block per conversation, before the text; the processor expands its placeholder to all views.
+_CONTENT = """\
     {%- if message.content is string %}
         {{- message.content }}
     {%- else %}
@@ -30,12 +28,59 @@ CHAT_TEMPLATE = """\
             {{- item.text }}
         {%- endfor %}
     {%- endif %}
+"""
+
+# Of a language model whose answers follow the generation prompt at once.
+CHAT_TEMPLATE = (
+    """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+"""
+    + _CONTENT
+    + """\
     {{- '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
+)
+
+# Of a language model that can think, and does not after an empty think block. As such models were trained, only the answer
+# to the last question has a block; one with thoughts in it stays in that answer, and is dropped from earlier ones.
+CHAT_TEMPLATE_NO_THINKING = (
+    """\
+{%- set turns = namespace(last_question=messages | length) %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}
+        {%- set turns.last_question = loop.index0 %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- set content %}
+"""
+    + _CONTENT
+    + """\
+    {%- endset %}
+    {%- if message.role == 'assistant' %}
+        {%- set thoughts = '' %}
+        {%- if '</think>' in content %}
+            {%- set thoughts = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {%- if loop.index0 > turns.last_question and (loop.last or thoughts) %}
+            {{- '<think>\\n' + thoughts + '\\n</think>\\n\\n' }}
+            {%- set content = content.lstrip('\\n') %}
+        {%- endif %}
+    {%- endif %}
+    {{- content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' }}
+{%- endif %}
+"""
+)
 
 VISION_END = "<|vision_end|>"
 
@@ -49,7 +94,8 @@ class VggtQwen3Processor(ProcessorMixin):
     Args:
         image_processor ([`VggtQwen3ImageProcessorPil`]): Brings the views to the encoder's size.
         tokenizer (`PreTrainedTokenizerBase`): A tokenizer with Qwen3's special tokens.
-        chat_template (`str`, *optional*): Jinja template; see `CHAT_TEMPLATE`.
+        chat_template (`str`, *optional*): Jinja template: `CHAT_TEMPLATE` or `CHAT_TEMPLATE_NO_THINKING`, as the language
+            model was trained (the converter finds out); a checkpoint keeps the one that it was saved with.
         projector_type (`"perceiver"` or `"mlp"`): The model's projector: it decides the number of image tokens.
         projector_num_latents (`int`): Image tokens of a scene under `perceiver`.
         num_depth_bins (`int`): Bins of the depth histograms.
@@ -456,4 +502,4 @@ class VggtQwen3Processor(ProcessorMixin):
         return super().model_input_names + geometry_inputs
 
 
-__all__ = ["CHAT_TEMPLATE", "VggtQwen3Processor"]
+__all__ = ["CHAT_TEMPLATE", "CHAT_TEMPLATE_NO_THINKING", "VggtQwen3Processor"]

@@ -57,6 +57,9 @@ RUN = {
     "python -m recipes.launch stage2 --dry-run --num_processes": [],
     "python -m recipes.launch stage2 --num_processes auto": [*SMALL, *into("auto")],
     "accelerate launch recipes/stage2.py": [*ACCELERATED, *into("accelerated")],
+    "accelerate launch recipes/stage2.py --model_name_or_path demo/stage1": [
+        *ACCELERATED, "--num_views", "2", *into("lora-2e-4"),
+    ],
     "accelerate launch recipes/stage2.py --view_dropout": [*ACCELERATED, *into("views")],
     "accelerate launch recipes/stage2.py --config": [*ACCELERATED, *into("rooms")],
     "accelerate launch --config_file recipes/accelerate_configs/zero3.yaml": [

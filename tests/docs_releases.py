@@ -2,10 +2,13 @@
 """What the docs' commands download, at toy size under the real names: released weights, and scans of ARKitScenes."""
 
 import shutil
+from io import BytesIO
 from pathlib import Path
 
+import torch
+from chat_templates import DIRECT
 from hub_server import HubServer
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from modeling_vggt_qwen3.convert_vggt_qwen3_to_hf import create_tiny_tokenizer
@@ -16,19 +19,22 @@ VIDEO = "47333462"  # of docs/data.md
 
 
 def put_vggt(hub: HubServer):
-    """facebook/VGGT-1B: as many alternating pairs as released, which are the four of a network of toy width in turn."""
+    """facebook/VGGT-1B-Commercial: as many alternating pairs as released, which are the four of a network of toy width in turn."""
     weights = load_file(VGGT_WEIGHTS)
     for name, tensor in list(weights.items()):
         parts = name.split(".")
         if parts[1] in ("frame_blocks", "global_blocks"):
             for number in range(int(parts[2]), 24, 4):
                 weights[".".join([*parts[:2], str(number), *parts[3:]])] = tensor.clone()
-    card = b"---\nlicense: cc-by-nc-4.0\n---\n"
-    hub.put("model", "facebook/VGGT-1B", {"model.safetensors": save(weights), "README.md": card})
+    file = BytesIO()
+    torch.save(weights, file)
+    card = b"---\nlicense: other\nlicense_name: vggt-aup-license\nlicense_link: LICENSE\n---\n"
+    files = {"vggt_1B_commercial.pt": file.getvalue(), "README.md": card, "LICENSE": b"VGGT License\n"}
+    hub.put("model", "facebook/VGGT-1B-Commercial", files)
 
 
 def put_qwen3(hub: HubServer, folder: Path):
-    """Qwen/Qwen3-4B: random, with layers beyond those that stage 2 freezes."""
+    """Qwen/Qwen3-4B-Instruct-2507: random, with layers beyond those that stage 2 freezes."""
     set_seed(1)
     tokenizer = create_tiny_tokenizer()
     config = Qwen3Config(
@@ -45,10 +51,11 @@ def put_qwen3(hub: HubServer, folder: Path):
     model = Qwen3ForCausalLM(config).bfloat16()
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
     model.save_pretrained(folder)
+    tokenizer.chat_template = DIRECT
     tokenizer.save_pretrained(folder)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     card = b"---\nlicense: apache-2.0\n---\n"
-    hub.put("model", "Qwen/Qwen3-4B", files | {"README.md": card, "LICENSE": b"Apache License\n"})
+    hub.put("model", "Qwen/Qwen3-4B-Instruct-2507", files | {"README.md": card, "LICENSE": b"Apache License\n"})
 
 
 def write_arkitscenes_mirror(rooms: Path, mirror: Path):

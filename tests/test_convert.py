@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_templates import DIRECT
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from toys import toy_views
@@ -56,7 +57,7 @@ def write_text_model(folder: Path, tie: bool = True, vocab_size: int | None = No
     model = Qwen3ForCausalLM(config).to(torch.bfloat16)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, top_k=7, do_sample=True)
     model.save_pretrained(folder, max_shard_size="20KB")
-    tokenizer.chat_template = "{{ 'a template for text alone' }}"
+    tokenizer.chat_template = DIRECT
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     (folder / "LICENSE").write_text("Apache License\n")
@@ -303,6 +304,13 @@ def test_manifest_names_every_input(vggt, text, converted):
         ("model.pt", None, "cc-by-nc-4.0", "non-commercial use only"),
         ("model.pt", "license: cc-by-nc-4.0", "cc-by-nc-4.0", "non-commercial use only"),
         ("vggt_1B_commercial.pt", None, "other", "vggt-aup-license"),
+        # As on the release's own card, whose link is relative to its repo.
+        (
+            "model.pt",
+            "license: other\nlicense_name: vggt-aup-license\nlicense_link: LICENSE",
+            "other",
+            "[vggt-aup-license](https://huggingface.co/facebook/VGGT-1B-Commercial)",
+        ),
         ("model.pt", "license: other\nlicense_name: my-terms\nlicense_link: https://a.b/c", "other", "[my-terms]("),
         ("model.pt", "license: apache-2.0", "apache-2.0", "the licence of the whole"),
     ],

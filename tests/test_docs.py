@@ -167,7 +167,9 @@ def test_stage_table_is_that_of_the_configs():
         views = column["views, size"]
         assert views.startswith(f"{config['num_views']}, {config['image_size']} px"), name
         assert ("view_dropout" not in config) or f"view dropout {config['view_dropout']}" in views, name
-        rates = [float(rate) for rate in re.findall(r"\d+e-\d+", column["learning rate"])]
+        rates = [
+            float(rate) for rate in re.findall(r"\d+e-\d+", column["[learning rate](docs/training.md#learning-rates)"])
+        ]
         assert config["projector_learning_rate"] in rates, name
         if "lora_r" in config:
             assert f"r {config['lora_r']}, α {config['lora_alpha']}" in column["trains"], name

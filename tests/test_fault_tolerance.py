@@ -401,7 +401,7 @@ def training_processes(launcher, timeout=120):
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        (["--learning_rate", 0.5], "learning_rate is 5e-06 there and 0.5 here"),
+        (["--learning_rate", 0.5], "learning_rate is 0.0002 there and 0.5 here"),
         (["--lora_r", 4], "lora_r is 16 there and 4 here"),
         (["--global_batch_size", 1, "--per_device_train_batch_size", 1], "global_batch_size is 2 there and 1 here"),
         (["--seed", 4, "--max_steps", 8], "max_steps is 6 there and 8 here; seed is 3 there and 4 here"),

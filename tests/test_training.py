@@ -275,7 +275,7 @@ def test_stage_2_is_the_documented_recipe():
     assert (model.lora_r, model.lora_alpha, model.freeze_vision) == (16, 32, True)
     assert model.freeze_text_layers == [0, 1, 2, 3]
     assert model.lora_target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
-    assert (training.learning_rate, training.projector_learning_rate) == (5e-6, 1e-4)
+    assert (training.learning_rate, training.projector_learning_rate) == (2e-4, 1e-4)
     assert training.bf16 and training.lr_scheduler_type == "cosine" and training.max_grad_norm == 1.0
 
 

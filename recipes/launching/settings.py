@@ -11,6 +11,7 @@ from recipes.training.arguments import (
     ModelArguments,
     check_attention,
     check_data_arguments,
+    check_effects,
     check_loss_heads,
     make_parser,
     with_yaml,
@@ -58,10 +59,12 @@ def read_settings(stage: str, argv: list[str]) -> Namespace:
     """
     parser = make_parser(default_config(stage))
     parser.prog = f"recipes.launch {stage}"
-    settings = parser.parse_args(with_yaml(argv, parser))
+    argv = with_yaml(argv, parser)
+    settings = parser.parse_args(argv)
     check_data_arguments(data_arguments(settings))
     check_loss_heads(model_arguments(settings))
     check_attention(model_arguments(settings))
+    check_effects(vars(settings), argv)
     return settings
 
 

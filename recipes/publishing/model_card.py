@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from data_scripts.licences import describe_licences
 from recipes.evaluation.report import BLIND
 from recipes.metrics.three_d_qa.protocols import EM
+from recipes.training.arguments import trains_at_learning_rate
 
 from .citation import bibtex
 from .evaluations import Evaluation, eval_results
@@ -243,7 +244,7 @@ def training_section(inputs: CardInputs) -> str:
             f"| `{key}` | {settings[kind][key]} |"
             for kind, keys in HYPERPARAMETERS.items()
             for key in keys
-            if is_in_force(key, settings[kind])
+            if is_in_force(key, settings[kind], {**settings["model"], **settings["training"]})
         ]
         sessions = run["sessions"]
         seconds = sum(session["seconds"] or 0 for session in sessions)
@@ -273,9 +274,13 @@ def training_section(inputs: CardInputs) -> str:
     return text
 
 
-def is_in_force(key: str, settings: dict) -> bool:
-    """Whether a setting was set, and others do not make it void."""
-    if key.startswith("lora_") and not settings["lora_r"]:
+def is_in_force(key: str, settings: dict, every: dict) -> bool:
+    """Whether one of `settings` was set, and none of `every` of model and training makes it void."""
+    if key.startswith("lora_") and not every["lora_r"]:
+        return False
+    if key == "freeze_text" and every["lora_r"]:  # LoRA leaves the language model's own weights as they are
+        return False
+    if key == "learning_rate" and not trains_at_learning_rate(every):
         return False
     return settings.get(key) not in (None, []) and not (key == "max_steps" and settings[key] < 1)
 

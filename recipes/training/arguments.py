@@ -4,6 +4,7 @@
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -44,7 +45,9 @@ class ModelArguments:
         },
     )
     freeze_vision: bool = field(default=True, metadata={"help": "Freeze the VGGT encoder."})
-    freeze_text: bool = field(default=False, metadata={"help": "Freeze the language model; LoRA still trains."})
+    freeze_text: bool = field(
+        default=False, metadata={"help": "Freeze the language model, which without LoRA trains."}
+    )
     freeze_text_layers: list[int] = field(
         default_factory=list, metadata={"help": "Decoder layers to freeze; they get no LoRA either."}
     )
@@ -296,13 +299,15 @@ def parse_arguments(
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser(default_config)
     try:
+        argv = with_yaml(argv, parser)
         model_arguments, data_arguments, training_arguments, rest = parser.parse_args_into_dataclasses(
-            with_yaml(argv, parser), look_for_args_file=False
+            argv, look_for_args_file=False
         )
         check_data_arguments(data_arguments)
         check_loss_heads(model_arguments)
         check_training_arguments(training_arguments)
         check_attention(model_arguments)
+        check_effects({**vars(model_arguments), **vars(training_arguments)}, argv)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     return model_arguments, data_arguments, training_arguments
@@ -396,6 +401,41 @@ def check_attention(arguments: ModelArguments):
         )
 
 
+def trains_at_learning_rate(settings: Mapping) -> bool:
+    """Whether a module trains at `learning_rate`: the language model or its LoRA, or one without a rate of its own."""
+    return (
+        not settings["freeze_text"]
+        or settings["lora_r"] > 0
+        or settings.get("projector_learning_rate") is None
+        or (not settings["freeze_vision"] and settings.get("vision_learning_rate") is None)
+    )
+
+
+def check_effects(settings: Mapping, argv: list[str]):
+    """
+    Raises ValueError for a setting that was given in `argv`, which the YAML file's are part of, and would change nothing.
+
+    Args:
+        settings (`Mapping`): Every setting of model and training by name.
+        argv (`list[str]`): Of `with_yaml`.
+    """
+    given = {word.removeprefix("--").split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    if "freeze_text" in given and not settings["freeze_text"] and settings["lora_r"] > 0:
+        raise ValueError(
+            f"freeze_text: false changes nothing beside lora_r: {settings['lora_r']}: with LoRA the language model's own "
+            "weights stay as they are. Leave freeze_text out, or set lora_r: 0 to train them."
+        )
+    if "vision_learning_rate" in given and settings["freeze_vision"]:
+        raise ValueError(
+            "vision_learning_rate changes nothing with freeze_vision: true. Leave it out, or set freeze_vision: false."
+        )
+    if "learning_rate" in given and not trains_at_learning_rate(settings):
+        raise ValueError(
+            "learning_rate changes nothing: freeze_text freezes the language model, and all that trains has a rate of its "
+            "own. Leave it out and set projector_learning_rate."
+        )
+
+
 __all__ = [
     "CONFIGS",
     "DataArguments",
@@ -405,8 +445,10 @@ __all__ = [
     "check_checkpoint_for",
     "check_attention",
     "check_data_arguments",
+    "check_effects",
     "check_loss_heads",
     "make_parser",
     "parse_arguments",
+    "trains_at_learning_rate",
     "with_yaml",
 ]

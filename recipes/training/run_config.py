@@ -51,20 +51,18 @@ def resolved_config(model_arguments, data_arguments, training_arguments) -> dict
 
 def result_settings(config: dict) -> dict:
     """The settings of a `resolved_config` that a resumed run must share with the one it continues."""
-    own = {field.name for field in fields(training_class())} - {field.name for field in fields(TrainingArguments)}
+    from .arguments import SftArguments, trains_at_learning_rate  # here, or they would import each other
+
+    own = {field.name for field in fields(SftArguments)} - {field.name for field in fields(TrainingArguments)}
     settings = {**config["model"], **config["data"]}
     settings.update({key: config["training"].get(key) for key in {*TRAINING_KEYS, *own}})
+    if not trains_at_learning_rate(settings):
+        del settings["learning_rate"]
     settings = {key: value for key, value in settings.items() if key not in FREE}
     settings["model_name_or_path"] = os.path.normpath(settings["model_name_or_path"])
     settings["dataset_paths"] = [Path(path).name for path in settings["dataset_paths"]]  # a job may copy them
     settings["global_batch_size"] = config["batch"]["global_batch_size"]
     return settings
-
-
-def training_class() -> type[TrainingArguments]:
-    from .arguments import SftArguments  # here, so that the launcher can read a run's config without the model
-
-    return SftArguments
 
 
 def differences(there: dict, here: dict) -> list[str]:
