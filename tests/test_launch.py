@@ -342,7 +342,7 @@ def planned(checkpoint, repo, tmp_path, monkeypatch):
     monkeypatch.setattr(accelerate_config, "USABLE", 1.0)
 
     def plan(run, free, *argv, safe=False, lora=2):
-        argv = recipe(checkpoint, repo, tmp_path, "--global_batch_size", 16, "--lora_r", lora)[:-2] + list(argv)
+        argv = recipe(checkpoint, repo, tmp_path, "--global_batch_size", 16, "--lora_r", lora, *argv)
         position = argv.index("--per_device_train_batch_size")
         given = argv[:position] + argv[position + 2 :]  # as if that stood in the YAML file
         settings = read_settings("stage2", argv)
