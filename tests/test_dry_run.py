@@ -270,6 +270,20 @@ def test_checkpointing_is_run_and_not_assumed(checkpoint, repos, monkeypatch):
     assert on.peak == off.peak and not on.flops("recomputed")
 
 
+def test_a_loss_in_chunks_takes_the_memory_of_one(checkpoint, repos):
+    """Catches logits of a whole micro-batch where the loss is made in chunks, and none where it is not."""
+    settings = toy_settings(checkpoint, repos)
+    settings.loss_chunk_size = None
+    run = describe_run(toy_config(), settings)
+    settings.loss_chunk_size = 16
+    chunked = describe_run(toy_config(), settings)
+    one, eight = BatchPlan(1, 1, 8), BatchPlan(1, 8, 1)
+    logits = run.largest_row.labels * toy_config().text_config.vocab_size
+    assert run.activations(eight) - chunked.activations(eight) > 8 * 6 * logits - 16 * 8 * logits
+    assert chunked.activations(eight) - chunked.activations(one) < 8 * (run.activations(one) - 6 * logits)
+    assert run.work.flops("forward") == chunked.work.flops("forward")
+
+
 def test_autocast_is_that_of_a_gpu():
     """Catches norms that are counted in bfloat16, and products in float32."""
     norm, linear = torch.nn.LayerNorm(8).to("meta"), torch.nn.Linear(8, 8).to("meta")

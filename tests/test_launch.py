@@ -317,7 +317,7 @@ def test_a_read_only_cache_is_named(tmp_path, monkeypatch):
 class FakeRun:
     """Sequences of one byte with activation checkpointing and of three without, weights of ten."""
 
-    num_parameters, weight_bytes = 1000, 10
+    num_parameters, weight_bytes, config = 1000, 10, Namespace(geometry_source="dataset")
 
     def __init__(self, trainable: int = 1, kernels=(), peaks=True):
         self.total = Parameters(trainable=trainable)
@@ -329,7 +329,7 @@ class FakeRun:
         return step_time(self.kernels, *batch, 0, card) if self.peaks else None
 
     def memory(self, plan, template):
-        weights = {None: 20.0, (2, False): 15.0, (3, False): 8.0, (3, True): 2.0}[template]
+        weights = {None: 20.0, (2, False): 15.0, (2, True): 14.0, (3, False): 8.0, (3, True): 2.0}[template]
         kept = self.peaks and plan.micro_batch * self.peaks[plan.activation_checkpointing]
         return Memory(weights, 0, 0, kept or 0.0, 0)
 
@@ -384,6 +384,9 @@ def test_the_template_is_the_first_in_which_a_sequence_fits(planned):
     assert planned(FakeRun(500, [FORWARD]), 99, lora=0)[0] == "zero2.yaml"
     assert planned(FakeRun(500, [FORWARD]), 99, "--muon_learning_rate", "0.1", lora=0)[0] == "ddp.yaml"
     assert planned(run, 99, safe=True) == ("zero3_offload.yaml", 1, True, 0)
+    # Predicted cameras need the heads in float32, which ZeRO-3 cannot keep.
+    run.config = Namespace(geometry_source="predicted")
+    assert planned(run, 15)[0] == planned(run, 99, safe=True)[0] == "zero2_offload.yaml"
 
 
 def test_what_the_command_line_says_is_kept(planned):

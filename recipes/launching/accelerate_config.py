@@ -19,6 +19,7 @@ from .settings import BatchPlan, asked_for, checkpoints_activations, micro_batch
 TEMPLATES = Path(__file__).parent.parent / "accelerate_configs"
 # (ZeRO stage, CPU offload) to template.
 ZERO = {(2, False): "zero2.yaml", (3, False): "zero3.yaml", (3, True): "zero3_offload.yaml"}
+ZERO |= {(2, True): "zero2_offload.yaml"}
 FEW = 0.1  # share of the parameters below which dividing what trains among GPUs saves little
 EQUAL = 1.02  # steps whose times differ by less are as fast as each other
 
@@ -70,12 +71,15 @@ def choose(
         return Choice(template, plan, memory, False), []
     muon = settings.muon_learning_rate is not None
     few_train = settings.lora_r > 0 or (run is not None and run.total.trainable < FEW * run.num_parameters)
+    zero = [(2, False), (3, False), (3, True)]
+    if run is not None and run.config.geometry_source == "predicted" and settings.feature_store is None:
+        zero = [(2, False), (2, True)]  # ZeRO-3 would run VGGT's camera and depth heads in bfloat16
     if muon:
         templates = [None]
     elif safe:
-        templates = [(3, True)]
+        templates = zero[-1:]
     else:
-        templates = [None] * few_train + [(2, False), (3, False), (3, True)]
+        templates = [None] * few_train + zero
     if run is None:  # without shapes there is nothing to choose by
         first = templates[0]
         name = "ddp.yaml" if first is None else ZERO[first]

@@ -39,7 +39,7 @@ class DataSize:
 
     Args:
         packs: Packed sequences that hold every question once.
-        questions_per_pack: Of an average packed sequence.
+        questions_per_pack, most_questions: Of an average packed sequence, and of the fullest.
         tokens: Of question, template and answer: mean and standard deviation.
         labels: Of an answer with its end: mean and standard deviation.
         num_views: Views of a scene, as stored; None where not known.
@@ -52,6 +52,7 @@ class DataSize:
     scenes: int | None
     packs: float | None
     questions_per_pack: float
+    most_questions: int
     tokens: tuple[float, float]
     labels: tuple[float, float]
     num_views: int | None
@@ -98,7 +99,7 @@ def measure(path: str, settings: Namespace) -> DataSize | None:
     if name in ASSUMED_QUESTIONS:
         number = min(ASSUMED_QUESTIONS[name], per_pack)
         origin = f"not on this machine, its size is unknown; {lengths}, and {number} questions in a sequence"
-        return DataSize(path, None, None, None, number, tokens, labels, None, PICTURES[name], origin)
+        return DataSize(path, None, None, None, number, per_pack, tokens, labels, None, PICTURES[name], origin)
     if name == "scanqa":
         questions, scenes = scanqa.QUESTIONS["train"], scanqa.SCENES["train"]
         origin = "official counts"
@@ -110,7 +111,8 @@ def measure(path: str, settings: Namespace) -> DataSize | None:
     # The last pack of a scene is half full on average.
     packs = questions / per_pack + scenes / 2
     origin = f"{origin}; {lengths}"
-    return DataSize(path, questions, scenes, packs, questions / packs, tokens, labels, None, SCANNET_PICTURE, origin)
+    number = questions / packs
+    return DataSize(path, questions, scenes, packs, number, per_pack, tokens, labels, None, SCANNET_PICTURE, origin)
 
 
 def measure_repository(path: str, settings: Namespace) -> DataSize:
@@ -138,6 +140,7 @@ def measure_repository(path: str, settings: Namespace) -> DataSize:
         len(per_scene),
         packs,
         number / packs,
+        min(settings.questions_per_scene, max(per_scene.values())),
         (float(tokens.mean()), float(tokens.std())),
         (float(labels.mean()), float(labels.std())),
         num_views,

@@ -91,7 +91,12 @@ class Run:
         """The most bytes that a micro-batch of the longest sequences takes at a time."""
         if not self.peaks:
             return None
-        return plan.micro_batch * self.peaks[plan.activation_checkpointing] * FRAGMENTATION
+        kept = plan.micro_batch * self.peaks[plan.activation_checkpointing]
+        if chunk := getattr(self.settings, "loss_chunk_size", None):
+            # Logits, their logarithmic softmax in float32, and their gradient.
+            tokens = min(chunk, plan.micro_batch * self.largest_row.labels)
+            kept += tokens * self.config.text_config.vocab_size * (8 if self.mixed_precision else 12)
+        return kept * FRAGMENTATION
 
     def step_time(self, plan: BatchPlan, card: Card, zero: bool = False) -> StepTime | None:
         """Of an optimizer step; `zero` shares the update among the processes. None where nothing is known of the data."""
@@ -111,7 +116,7 @@ def describe_run(config: VggtQwen3Config, settings: Namespace) -> Run:
     if sizes:
         questions, tokens, labels = mean_row(sizes, data_arguments(settings).dataset_weights)
         row = plan_row(config, settings, sizes[0], questions, tokens, labels, full=False)
-        largest = plan_row(config, settings, sizes[0], *longest_row(sizes, settings.questions_per_scene), full=True)
+        largest = plan_row(config, settings, sizes[0], *longest_row(sizes), full=True)
         work = measure_work(model, config, settings, row, True)
         peaks = {
             checkpointing: measure_work(model, config, settings, largest, checkpointing).peak
@@ -134,15 +139,15 @@ def mean_row(sizes: list[DataSize], weights: list[float]) -> tuple[float, float,
     return sum(questions), sum(tokens), sum(labels)
 
 
-def longest_row(sizes: list[DataSize], questions: int) -> tuple[float, float, float]:
+def longest_row(sizes: list[DataSize]) -> tuple[float, float, float]:
     """Questions, tokens and labels of the longest packed sequence, as lengths spread about their mean."""
-
-    def longest(mean: float, deviation: float, number: float) -> float:
-        return number * mean + LONGEST * deviation * math.sqrt(number)
-
-    # Of data whose size is unknown a sequence may be full, too.
-    tokens = max(longest(*size.tokens, questions) for size in sizes)
-    return questions, tokens, max(longest(*size.labels, questions) for size in sizes)
+    longest = [
+        [size.most_questions * mean + LONGEST * spread * math.sqrt(size.most_questions) for mean, spread in lengths]
+        for size in sizes
+        for lengths in [(size.tokens, size.labels)]
+    ]
+    tokens, labels = map(max, zip(*longest, strict=True))
+    return max(size.most_questions for size in sizes), tokens, labels
 
 
 def plain_memory(run: Run, plan: BatchPlan) -> Memory:

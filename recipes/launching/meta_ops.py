@@ -64,6 +64,7 @@ class Recorder(TorchDispatchMode):
         self.rows = rows
         self.kernels: list[Kernel] = []
         self.part, self.is_backward = "", False
+        self.untracked: str | None = None  # a part whose tensors are not counted in `peak`
         self.live = self.peak = 0
         self.known: dict[int, int] = {}
         self.cache: dict[tuple, tuple] = {}
@@ -127,7 +128,7 @@ class Recorder(TorchDispatchMode):
     def track(self, tensor: torch.Tensor):
         storage = tensor.untyped_storage()
         size = storage.nbytes()
-        if size % self.rows or storage._cdata in self.known:
+        if size % self.rows or storage._cdata in self.known or self.part == self.untracked:
             return
         self.known[storage._cdata] = size
         self.live += size

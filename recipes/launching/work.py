@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ImageProcessorPil
 
@@ -153,24 +152,17 @@ def run_forward(
     answered = hidden_states[:, -row.labels :].flatten(0, 1)
     labels = torch.empty(len(answered), dtype=torch.long)
 
-    def language_loss(hidden_states, labels):
-        vocabulary = config.text_config.vocab_size
-        logits = model.lm_head(hidden_states)
-        return model.loss_function(logits=logits, labels=labels, shift_labels=labels, vocab_size=vocabulary)
-
-    chunk = getattr(settings, "loss_chunk_size", None)
-    if chunk is None or chunk >= row.labels:
-        loss = language_loss(answered, labels)
-    else:
-        # A chunk is of all rows together; here each of the `rows` stands for a micro-batch of one.
-        parts = zip(
-            answered.unflatten(0, (rows, -1)).split(chunk, 1), labels.view(rows, -1).split(chunk, 1), strict=True
-        )
-        loss = sum(
-            checkpoint(language_loss, part.flatten(0, 1), target.flatten(), use_reentrant=False)
-            for part, target in parts
-        )
+    # With chunks, logits take the memory of a chunk however many rows there are.
+    recorder.untracked = recorder.part if getattr(settings, "loss_chunk_size", None) else None
+    loss = model.loss_function(
+        logits=model.lm_head(answered),
+        labels=labels,
+        shift_labels=labels,
+        vocab_size=config.text_config.vocab_size,
+    )
     if row.anchors:
+        # Its backward pass comes first of all.
+        enter("anchor_head", loss)
         loss = loss + run_anchor_head(base.anchor_head, features, hidden_states[:, : row.anchors])
     return loss
 
