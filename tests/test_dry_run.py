@@ -290,6 +290,8 @@ def test_autocast_is_that_of_a_gpu():
     inputs = torch.empty(2, 8, device="meta", dtype=torch.bfloat16)
     with as_on_a_gpu(torch.bfloat16):
         assert norm(inputs).dtype == torch.float32 and linear(norm(inputs)).dtype == torch.bfloat16
+        assert torch.is_autocast_enabled("meta") and torch.get_autocast_dtype("meta") == torch.bfloat16
+        assert not torch.is_autocast_enabled("cpu")
         with torch.autocast("meta", enabled=False):
             assert linear(norm(inputs.float())).dtype == torch.float32
     with as_on_a_gpu(None):

@@ -5,6 +5,7 @@ import math
 import weakref
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from unittest import mock
 
 import torch
@@ -183,6 +184,13 @@ class Autocast:
         Autocast.dtype = self.outside
 
 
+def ask_on_meta(function, answer, device_type: str | None = None):
+    """What PyTorch says of autocast on a device, and `answer` of the meta device."""
+    if device_type == "meta":
+        return answer()
+    return function() if device_type is None else function(device_type)
+
+
 def cast(tensor, dtype: torch.dtype | None):
     is_float = isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
     return tensor.to(dtype) if is_float and dtype is not None else tensor
@@ -219,6 +227,12 @@ def as_on_a_gpu(dtype: torch.dtype | None):
         for name, replacement in patches.items():
             stack.enter_context(mock.patch.object(functional, name, replacement))
         stack.enter_context(mock.patch.object(torch, "autocast", Autocast))
+        for name, answer in (
+            ("is_autocast_enabled", lambda: Autocast.dtype is not None),
+            ("get_autocast_dtype", lambda: Autocast.dtype or dtype),
+        ):
+            ask = partial(ask_on_meta, getattr(torch, name), answer)
+            stack.enter_context(mock.patch.object(torch, name, ask))
         if dtype is not None:
             stack.enter_context(Autocast("meta", dtype))
         yield

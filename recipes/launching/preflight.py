@@ -25,7 +25,7 @@ from .resources import (
     find_gpus,
 )
 from .roofline import GPUS
-from .settings import asked_for, plan_batch, read_settings, recipe_argv
+from .settings import plan_batch, read_settings, recipe_argv
 from .shapes import local_config, read_shapes
 
 
@@ -99,11 +99,7 @@ def prepare(
         problems += check_disk(run, output, choice.zero)
         if choice.memory is not None and num_processes % machines == 0:
             problems += check_memory(run, choice.memory, choice.plan, machines, bool(gpus))
-    argv = argv + choice.plan.argv()
-    if choice.template == "ddp.yaml" and num_processes > 1 and not asked_for(argv, "ddp_find_unused_parameters"):
-        # Trainer's default for PEFT models. All ranks run all that trains in every step: there is nothing to look for.
-        argv += ["--ddp_find_unused_parameters", "false"]
-    return settings, choice, gpus, run, argv, problems, warnings
+    return settings, choice, gpus, run, argv + choice.plan.argv(), problems, warnings
 
 
 def describe(settings: Namespace, without_data: bool) -> Run | None:
