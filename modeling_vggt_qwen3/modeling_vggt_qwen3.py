@@ -137,9 +137,15 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
     def _run_encoder(
         self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None, layers: Sequence[int]
     ) -> BaseModelOutput:
-        # A frozen encoder keeps no activations.
+        # A frozen encoder keeps no activations. In autocast's own type it needs no autocast either: without, its tokens
+        # and cameras are those of inference and of a feature store.
         encoder_trains = any(parameter.requires_grad for parameter in self.vision_model.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and encoder_trains):
+        device = pixel_values.device.type
+        own_type = not encoder_trains and self.vision_model.camera_token.dtype == torch.get_autocast_dtype(device)
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and encoder_trains),
+            torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not own_type),
+        ):
             return self.vision_model(pixel_values, view_mask=view_mask, hidden_state_layers=layers)
 
     def _patch_features(self, outputs: BaseModelOutput) -> torch.Tensor:

@@ -17,7 +17,7 @@ SMALL = (
     "--save_strategy steps --save_steps 2"
 ).split()
 # recipes.launch finds out what follows from the global batch, and that there is no GPU.
-ACCELERATED = [*SMALL, *"--per_device_train_batch_size 1 --gradient_accumulation_steps 1".split()]
+ACCELERATED = [*SMALL, *"--per_device_train_batch_size 1".split()]
 TINY = "--model_name_or_path demo/tiny --freeze_text_layers 0".split()  # of few layers
 STORED = [*TINY, *"--dataset_paths demo/data/scanqa --dataset_weights 1 --num_views 2".split()]
 CPU = [*SMALL, "--use_cpu", "true"]  # under Slurm, whose GPUs are only names here

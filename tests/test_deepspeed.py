@@ -47,7 +47,7 @@ def start(config, processes, inputs, output, *arguments):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", 0]
     command += ["--config_file", ACCELERATE_CONFIGS / f"{config}.yaml", "--num_processes", processes]
     command += [ROOT / "recipes" / "stage2.py", *inputs, "--output_dir", output]
-    command += ["--gradient_accumulation_steps", 2 // processes, *arguments]
+    command += ["--global_batch_size", 2, *arguments]
     return subprocess.Popen(
         list(map(str, command)),
         stdout=subprocess.DEVNULL,
@@ -132,7 +132,7 @@ for setting in ("", "GRADIENT_ACCUMULATION_STEPS=8", "GRADIENT_CLIPPING=0.5", "M
 
 def test_a_contradiction_names_both_values(inputs, tmp_path):
     """Catches a setting of the YAML that DeepSpeed's silently replaces. In a process of its own: it is one of many."""
-    argv = [*inputs, "--output_dir", tmp_path, "--gradient_accumulation_steps", 4]
+    argv = [*inputs, "--output_dir", tmp_path, "--global_batch_size", 4]
     # What accelerate launch makes of its config.
     environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "DS_ACCELERATOR": "cpu"}
     environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}

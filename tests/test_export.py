@@ -29,7 +29,7 @@ def inputs(tmp_path_factory):
     repo = write_toy_repo(folder / "toy_scanqa_export", {"train": 4, "val": 1})
     return [
         "--model_name_or_path", model, "--dataset_paths", repo, "--dataset_weights", 1, "--image_size", 28,
-        "--gradient_accumulation_steps", 1, "--per_device_train_batch_size", 1, "--questions_per_scene", 2,
+        "--global_batch_size", 1, "--per_device_train_batch_size", 1, "--questions_per_scene", 2,
         "--report_to", "none", "--freeze_text_layers", 0, "--max_steps", 2, "--save_steps", 2, "--eval_strategy", "no",
         "--load_best_model_at_end", "false", "--learning_rate", 0.05, "--seed", 3, "--dataloader_num_workers", 0,
         "--warmup_steps", 0, "--projector_learning_rate", 0.05,

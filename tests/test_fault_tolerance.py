@@ -41,7 +41,7 @@ def inputs(tmp_path_factory):
     repo = write_toy_repo(folder / "toy_scanqa_fault", {"train": 6, "val": 2})
     return [
         "--model_name_or_path", model, "--dataset_paths", repo, "--dataset_weights", 1, "--image_size", 28,
-        "--gradient_accumulation_steps", 1, "--per_device_train_batch_size", 2, "--questions_per_scene", 2,
+        "--global_batch_size", 2, "--per_device_train_batch_size", 2, "--questions_per_scene", 2,
         "--report_to", "none", "--bf16", "false", "--freeze_text_layers", 0, "--max_steps", 6, "--save_steps", 2,
         "--eval_strategy", "no", "--load_best_model_at_end", "false", "--logging_steps", 1, "--seed", 3,
         "--save_total_limit", 5, "--dataloader_num_workers", 0,
@@ -380,7 +380,7 @@ def training_processes(launcher, timeout=120):
     [
         (["--learning_rate", 0.5], "learning_rate is 5e-06 there and 0.5 here"),
         (["--lora_r", 4], "lora_r is 16 there and 4 here"),
-        (["--per_device_train_batch_size", 1], "global_batch_size is 2 there and 1 here"),
+        (["--global_batch_size", 1, "--per_device_train_batch_size", 1], "global_batch_size is 2 there and 1 here"),
         (["--seed", 4, "--max_steps", 8], "max_steps is 6 there and 8 here; seed is 3 there and 4 here"),
     ],
 )
@@ -396,7 +396,7 @@ def test_what_does_not_change_the_result_may_change(whole, run, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     for step in (4, 6):
         shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
-    smaller = ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2, "--eval_questions", 3]
+    smaller = ["--per_device_train_batch_size", 1, "--eval_questions", 3]
     assert run(tmp_path / "run", *smaller, "--lora_dropout", 0.05) is None
     assert yaml.safe_load((tmp_path / "run" / "run_config.yaml").read_text())["data"]["eval_questions"] == 3
     assert set(losses_of(tmp_path / "run")) == set(range(1, 7))

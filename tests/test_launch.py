@@ -132,7 +132,6 @@ def test_launch_and_recipe_agree_on_what_a_run_is(tmp_path):
         argv = ["--config", str(path), "--output_dir", str(tmp_path)]
         theirs = resolved_config(*parse_arguments(path, argv))
         settings = read_settings(stage, argv)
-        settings.global_batch_size = None
         plan = plan_batch(settings, 1, settings.per_device_train_batch_size)
         assert differences(theirs, config_of(settings, plan)) == []
 

@@ -290,7 +290,7 @@ def test_trainer_pushes_the_same_card(tmp_path):
     options = (
         f"--model_name_or_path {run.model} --output_dir {tmp_path / 'out'} --dataset_paths {run.data} --dataset_weights 1 "
         "--image_size 28 --max_steps 2 --bf16 false --report_to tensorboard --eval_strategy steps --eval_steps 2 "
-        "--save_strategy steps --save_steps 2 --dataloader_num_workers 0 --gradient_accumulation_steps 1 "
+        "--save_strategy steps --save_steps 2 --dataloader_num_workers 0 --global_batch_size 1 "
         "--freeze_text_layers 0 --push_to_hub true --hub_model_id org/trained --hub_private_repo true"
     )
     command = [sys.executable, "recipes/stage2.py", *options.split()]

@@ -63,7 +63,7 @@ def trainer_of(checkpoint, repo, output, *arguments):
     argv = ["--model_name_or_path", checkpoint, "--output_dir", output, "--dataset_paths", repo, "--image_size", 28]
     argv += ["--dataset_weights", 1, "--max_steps", 4, "--logging_steps", 1, "--bf16", "false", "--report_to", "none"]
     argv += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-    argv += ["--gradient_accumulation_steps", 1, "--per_device_train_batch_size", 2, "--freeze_text_layers", 0]
+    argv += ["--global_batch_size", 2, "--per_device_train_batch_size", 2, "--freeze_text_layers", 0]
     argv += ["--dataloader_num_workers", 0, "--lora_dropout", 0.0, "--learning_rate", 0.01, *arguments]
     set_seed(0)  # of the LoRA matrices
     return make_trainer(*parse_arguments(CONFIGS / "stage2_3d.yaml", list(map(str, argv))))

@@ -361,7 +361,7 @@ def launch(stage, checkpoint, repos, output, *arguments, launcher=ACCELERATE, en
     command = [sys.executable, "-m", *map(str, launcher), str(ROOT / "recipes" / f"{stage}.py")]
     command += ["--model_name_or_path", str(checkpoint), "--output_dir", str(output)]
     command += ["--dataset_paths", *map(str, repos), "--image_size", "28", "--dataloader_num_workers", "0"]
-    command += ["--gradient_accumulation_steps", "1", "--report_to", "none", *map(str, arguments)]
+    command += ["--report_to", "none", *map(str, arguments)]
     return subprocess.run(
         command,
         capture_output=True,
@@ -376,7 +376,7 @@ def losses_of(output):
     return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
 
 
-SHORT = ["--max_steps", 4, "--eval_steps", 2, "--save_steps", 2, "--logging_steps", 1, "--seed", 3]
+SHORT = ["--global_batch_size", 2, "--max_steps", 4, "--eval_steps", 2, "--save_steps", 2, "--logging_steps", 1, "--seed", 3]
 SHORT += ["--per_device_train_batch_size", 2, "--freeze_text_layers", 0, "--bf16", "false"]
 
 
@@ -429,6 +429,7 @@ def test_two_processes_train_like_one(checkpoint, repos, tmp_path):
         "false",
     ]
     arguments += ["--logging_steps", 1, "--bf16", "false", "--lora_dropout", 0.0, "--freeze_text_layers", 0]
+    arguments += ["--global_batch_size", 4]
     one, two = tmp_path / "one", tmp_path / "two"
     result = launch("stage2", checkpoint, repos, one, *arguments, "--per_device_train_batch_size", 4)
     assert result.returncode == 0, result.stderr[-3000:]

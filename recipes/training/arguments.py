@@ -2,6 +2,7 @@
 """Arguments of the recipes: a YAML file, overridden by the command line. A key that nothing reads is an error."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -10,7 +11,12 @@ from typing import Literal
 
 import torch
 import yaml
+from accelerate.utils import DeepSpeedPlugin
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+from modeling_vggt_qwen3 import VggtQwen3Config
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -123,9 +129,13 @@ class SftArguments(TrainingArguments):
     global_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Packed sequences that all processes together take per optimizer step. recipes.launch keeps it on any "
-            "number of processes; by default per_device_train_batch_size times gradient_accumulation_steps."
+            "help": "Packed sequences that all processes together take per optimizer step: gradient_accumulation_steps "
+            "follows from it on any number of processes. By default what batch, accumulation and processes amount to."
         },
+    )
+    gradient_accumulation_steps: int | None = field(
+        default=None,
+        metadata={"help": "Micro-batches per optimizer step; by default 1, or what global_batch_size asks."},
     )
     max_new_tokens: int = field(default=32, metadata={"help": "Longest answer generated in an evaluation."})
     resume_from_checkpoint: str | None = field(
@@ -140,7 +150,51 @@ class SftArguments(TrainingArguments):
     def __post_init__(self):
         # bf16 on a machine without an accelerator needs to be told that the CPU is meant.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1
         super().__post_init__()
+        # transformers would give one process all GPUs of the machine by nn.DataParallel, which cannot split a packed batch.
+        self._n_gpu = min(self._n_gpu, 1)
+        self.gradient_accumulation_steps = accumulation_steps(
+            self.global_batch_size, self.per_device_train_batch_size, self.world_size, accumulation
+        )
+        if self.deepspeed:  # a file of DeepSpeed's own: what it leaves open was filled in with another accumulation
+            self.hf_deepspeed_config = HfTrainerDeepSpeedConfig(self.deepspeed)
+            self.hf_deepspeed_config.trainer_config_process(self)
+            self.deepspeed_plugin = DeepSpeedPlugin(hf_ds_config=self.hf_deepspeed_config)
+
+
+def accumulation_steps(global_batch: int | None, micro_batch: int, num_processes: int, given: int | None) -> int:
+    """
+    Micro-batches per optimizer step with which `num_processes` processes take `global_batch` sequences.
+
+    Args:
+        global_batch, given (`int`, *optional*): `global_batch_size` and `gradient_accumulation_steps`, where they are set.
+
+    Raises:
+        ValueError: if no accumulation gives that batch, or the one that is `given` does not.
+    """
+    if global_batch is None:
+        return given or 1
+    accumulation, rest = divmod(global_batch, micro_batch * num_processes)
+    if rest or accumulation == 0:
+        fitting = [size for size in range(1, global_batch + 1) if global_batch % (size * num_processes) == 0]
+        advice = (
+            f"Set per_device_train_batch_size to {' or '.join(map(str, fitting))}."
+            if fitting
+            else (
+                f"{num_processes} processes cannot share it: set another global_batch_size, or take another number of them."
+            )
+        )
+        raise ValueError(
+            f"global_batch_size {global_batch} is no multiple of {num_processes} processes × "
+            f"per_device_train_batch_size {micro_batch}. {advice}"
+        )
+    if given not in (None, accumulation):
+        raise ValueError(
+            f"gradient_accumulation_steps {given} × {num_processes} processes × per_device_train_batch_size {micro_batch} "
+            f"is not the global_batch_size {global_batch}. Leave gradient_accumulation_steps out: it follows."
+        )
+    return accumulation
 
 
 def yaml_to_argv(path: Path, parser: HfArgumentParser) -> list[str]:
@@ -206,6 +260,7 @@ def parse_arguments(
         )
         check_data_arguments(data_arguments)
         check_loss_heads(model_arguments)
+        check_training_arguments(training_arguments)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     return model_arguments, data_arguments, training_arguments
@@ -245,11 +300,46 @@ def check_loss_heads(arguments: ModelArguments):
         raise ValueError("loss_heads are all zero: nothing would train.")
 
 
+def check_training_arguments(arguments: SftArguments):
+    """Raises ValueError for what this machine, or the launcher that started this process, cannot do."""
+    if arguments.bf16 and arguments.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ValueError(
+            f"bf16: {torch.cuda.get_device_name(arguments.device)} computes bfloat16 only by emulating it. Set bf16: false, "
+            "or fp16: true with a checkpoint in float32, or take a GPU of Ampere's generation or later."
+        )
+    if arguments.fp16 and arguments.deepspeed_plugin is not None:
+        raise ValueError("fp16 with DeepSpeed makes VGGT's camera and depth heads float16, too. Set bf16: true.")
+    sizes = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+    if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and not {*sizes} & {*os.environ}:
+        # What `accelerate launch --cpu --num_processes 2` sets: an address to meet at, and no number of processes.
+        raise ValueError(
+            "accelerate launch --cpu starts one process without MPI, whatever --num_processes says. For several: accelerate "
+            "launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes 2, or python -m recipes.launch. (Is "
+            "one process meant, unset MASTER_ADDR.)"
+        )
+
+
+def check_checkpoint_for(config: VggtQwen3Config, data_arguments: DataArguments, arguments: SftArguments):
+    """Raises ValueError if a checkpoint of this `config` cannot be trained in the precision that is asked for."""
+    if arguments.fp16 and config.dtype == torch.bfloat16:
+        raise ValueError(
+            "fp16: the checkpoint is bfloat16, whose numbers float16 cannot all hold. Set bf16: true, or neither for float32."
+        )
+    geometry_source = data_arguments.geometry_source or config.geometry_source
+    if geometry_source == "predicted" and data_arguments.feature_store is None and is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "geometry_source: predicted needs VGGT's camera and depth heads in float32, and ZeRO-3 has one type for all "
+            "weights: cameras would differ from those of inference. Use ZeRO-2 or no DeepSpeed, or read a feature_store."
+        )
+
+
 __all__ = [
     "CONFIGS",
     "DataArguments",
     "ModelArguments",
     "SftArguments",
+    "accumulation_steps",
+    "check_checkpoint_for",
     "check_data_arguments",
     "check_loss_heads",
     "make_parser",

@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run reports beside its losses: questions and tokens per second, memory, share of padding."""
 
-import logging
 import time
 
 import psutil
 import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback
-
-
-logger = logging.getLogger(__name__)
 
 
 class Throughput(TrainerCallback):
@@ -72,14 +68,6 @@ class Throughput(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = self.mark = time.perf_counter()
         self.paused, self.counts = 0.0, None
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if args.global_batch_size is not None and args.global_batch_size != batch and state.is_world_process_zero:
-            logger.warning(
-                "A step takes %s sequences, the configuration says %s (global_batch_size): recipes.launch would set the "
-                "gradient accumulation for this number of processes.",
-                batch,
-                args.global_batch_size,
-            )
 
     def on_step_end(self, args, state, control, **kwargs):
         self.mark = time.perf_counter()

@@ -8,6 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
+import torch
 import transformers
 from peft import PeftModel
 from transformers import set_seed
@@ -17,10 +18,11 @@ from data_scripts.hub import UploadError
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Processor
 from recipes.publishing.licences import LicenceConflictError
 
-from .arguments import ModelArguments, parse_arguments
+from .arguments import ModelArguments, check_checkpoint_for, parse_arguments
 from .checkpoints import CheckpointError, agree, checkpoint_to_resume
 from .collator import PackCollator
 from .data import PackDataset, SceneDataset, check_disjoint
+from .precision import cast_trained, keep_trained_in_float32, load_dtype
 from .preemption import Preempted, Preemption, exit_preempted, train_or_exit
 from .record import finish_record, start_record
 from .run_config import check_output_dir, check_same_batch, resolved_config, write_run_config
@@ -86,6 +88,7 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
     # Data
     ################
     path = model_arguments.model_name_or_path
+    check_checkpoint_for(VggtQwen3Config.from_pretrained(path), data_arguments, training_arguments)
     processor = VggtQwen3Processor.from_pretrained(path)
     set_preprocessing(processor, data_arguments.image_size, data_arguments.image_mode)
     store = None
@@ -118,11 +121,19 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
     ################
     # Model
     ################
-    model = load_for_training(path, processor, model_arguments, data_arguments.geometry_source)
+    dtype = load_dtype(training_arguments)
+    model = load_for_training(path, processor, model_arguments, data_arguments.geometry_source, dtype)
     model = freeze_and_adapt(model, model_arguments)
+    keep_trained_in_float32(model)
     collator = PackCollator(processor, model.config.text_config.max_position_embeddings)
     for source in train_sources:
         collator.check_context(source)
+    # All that trains is used in every step, but for what an encoder computes after the layers that the projector reads;
+    # buffers are constants. Looking for the one and sending the others costs DDP time in every step.
+    if training_arguments.ddp_find_unused_parameters is None:
+        training_arguments.ddp_find_unused_parameters = not model_arguments.freeze_vision
+    if training_arguments.ddp_broadcast_buffers is None:
+        training_arguments.ddp_broadcast_buffers = False
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%s parameters train, in %s packs of %s datasets", trainable, len(train_dataset), len(train_sources))
 
@@ -179,10 +190,14 @@ def open_store(path: str, checkpoint: str, processor: VggtQwen3Processor) -> Fea
 
 
 def load_for_training(
-    path: str, processor: VggtQwen3Processor, arguments: ModelArguments, geometry_source: str | None
+    path: str,
+    processor: VggtQwen3Processor,
+    arguments: ModelArguments,
+    geometry_source: str | None,
+    dtype: torch.dtype | None = None,
 ) -> VggtQwen3ForConditionalGeneration:
     """
-    Loads the checkpoint to start from. With `numbers_from: head` one without an anchor head gets a new, random one, and
+    Loads the checkpoint to start from, in `dtype` or, by default, its own. With `numbers_from: head` one without an anchor head gets a new, random one, and
     `processor` the token `<|anchor|>`. Raises ValueError as [`load_model`].
     """
     config = VggtQwen3Config.from_pretrained(path)
@@ -194,7 +209,7 @@ def load_for_training(
     if arguments.numbers_from is not None:
         config.numbers_from = arguments.numbers_from
     config.check_anchor_head()
-    return load_model(path, arguments.attn_implementation, geometry_source, config, new_head)
+    return load_model(path, arguments.attn_implementation, geometry_source, config, new_head, dtype)
 
 
 def load_model(
@@ -203,6 +218,7 @@ def load_model(
     geometry_source: str | None = None,
     config: VggtQwen3Config | None = None,
     new_anchor_head: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> VggtQwen3ForConditionalGeneration:
     """
     Loads a checkpoint, whole; with `geometry_source` in place of the one that it was saved with.
@@ -210,6 +226,8 @@ def load_model(
     Args:
         config (`VggtQwen3Config`, *optional*): Instead of the checkpoint's own.
         new_anchor_head (`bool`): The checkpoint has no anchor head, and `config` has one: it is initialised at random.
+        dtype (`torch.dtype`, *optional*): Of the weights, VGGT's heads aside, which are float32; by default the
+            checkpoint's.
 
     Raises:
         ValueError: if keys are missing, unexpected or of the wrong shape: nothing is filled in silently; or if the
@@ -218,6 +236,7 @@ def load_model(
     model, info = VggtQwen3ForConditionalGeneration.from_pretrained(
         path,
         config=config,
+        dtype=dtype or "auto",
         attn_implementation=attn_implementation,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # not ignored: reported below, by name
@@ -237,11 +256,16 @@ def load_model(
 
 
 def save(trainer: VggtQwen3Trainer, model_arguments):
-    """Writes model and processor to the output directory; a LoRA adapter to `adapter/`, and merged beside it."""
+    """
+    Writes model and processor to the output directory; a LoRA adapter to `adapter/`, and merged beside it. What trained is
+    float32 in the adapter, and in the model of the type that the checkpoint had which the run started from.
+    """
     output_dir = Path(trainer.args.output_dir)
+    dtype = load_dtype(trainer.args) or VggtQwen3Config.from_pretrained(model_arguments.model_name_or_path).dtype
     # Training switches the cache off; generation wants it.
     trainer.model.config.use_cache = True
     if not isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel):
+        cast_trained(trainer.model, dtype or torch.float32)
         trainer.save_model(_internal_call=True)  # published when all is there, by `run`
     else:
         adapter_dir = output_dir / "adapter"
@@ -257,6 +281,7 @@ def save(trainer: VggtQwen3Trainer, model_arguments):
                 trainer.processing_class,
                 model_arguments,
                 trainer.model.config.geometry_source,
+                load_dtype(trainer.args),
             )
             merged = PeftModel.from_pretrained(base, adapter_dir).merge_and_unload()
             merged.save_pretrained(output_dir)

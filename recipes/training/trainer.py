@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -28,6 +28,7 @@ from .checkpoints import ResumableTrainer
 from .data import PackSampler, SceneDataset, anchor_of
 from .monitoring import Throughput
 from .muon import MuonAdamW
+from .precision import autocast, use_autocast_under_zero
 from .record import RECORD
 
 
@@ -118,6 +119,15 @@ class VggtQwen3Trainer(ResumableTrainer):
         super().__init__(*args, eval_dataset=eval_sources, **kwargs)
         self.throughput = Throughput(self.data_collator.processor.tokenizer.pad_token_id)
         self.add_callback(self.throughput)
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        if self.is_deepspeed_enabled:
+            use_autocast_under_zero(self.args, self.accelerator.state.deepspeed_plugin.deepspeed_config)
+
+    def _prepare_input(self, data):
+        # Moved, not cast: with DeepSpeed transformers would round cameras to bfloat16, centimetres in a room.
+        return send_to_device(data, self.args.device)
 
     def _get_train_sampler(self, train_dataset=None) -> PackSampler:
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
@@ -221,7 +231,7 @@ class VggtQwen3Trainer(ResumableTrainer):
                 "progress": self.is_world_process_zero() and not self.args.disable_tqdm,
             }
             arguments = (model, self.processing_class, source, rows)
-            with self.compute_loss_context_manager():
+            with autocast(self.args):
                 if is_action_source(source):
                     correct += [(number, near) for near in self._near_anchors(arguments, options)]
                     continue
