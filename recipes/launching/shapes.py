@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration
 from recipes.training.arguments import CONFIGS
+from recipes.training.precision import cast_trained
 from recipes.training.trainer import freeze_and_adapt
 
 from .settings import model_arguments
@@ -76,8 +77,9 @@ def build_on_meta(config: VggtQwen3Config, settings: Namespace) -> torch.nn.Modu
     with torch.device("meta"):
         model = VggtQwen3ForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation=attention)
         model = freeze_and_adapt(model, arguments)
+        cast_trained(model, torch.float32)
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad or HEADS.search(name):
+            if HEADS.search(name):
                 parameter.data = parameter.data.float()
     return model.train()
 
