@@ -376,7 +376,20 @@ def losses_of(output):
     return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
 
 
-SHORT = ["--global_batch_size", 2, "--max_steps", 4, "--eval_steps", 2, "--save_steps", 2, "--logging_steps", 1, "--seed", 3]
+SHORT = [
+    "--global_batch_size",
+    2,
+    "--max_steps",
+    4,
+    "--eval_steps",
+    2,
+    "--save_steps",
+    2,
+    "--logging_steps",
+    1,
+    "--seed",
+    3,
+]
 SHORT += ["--per_device_train_batch_size", 2, "--freeze_text_layers", 0, "--bf16", "false"]
 
 
