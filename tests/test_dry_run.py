@@ -320,6 +320,51 @@ def test_a_kernel_takes_what_bounds_it():
     assert halves[0].flops == halves[1].flops and halves[0].host == 2 * halves[1].host
 
 
+WAYS = {
+    "stage 3": ("--numbers_from", "head", "--anchor_hidden_size", 32),
+    "predicted": ("--geometry_source", "predicted"),
+    "no cameras": ("--geometry_source", "none"),
+    "encoder trains": ("--freeze_vision", "false"),
+    "no LoRA": ("--lora_r", 0),
+    "store": ("--feature_store", "somewhere", "--view_dropout", 0),
+    "predicted and stored": ("--feature_store", "somewhere", "--view_dropout", 0, "--geometry_source", "predicted"),
+    "blind": ("--blind", "true"),
+    "float32": ("--bf16", "false"),
+    "float16": ("--bf16", "false", "--fp16", "true"),
+    "eager": ("--attn_implementation", "eager"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_train_can_be_measured(way, checkpoint, repos):
+    """Catches settings that the dry run breaks on, or whose modules it leaves out."""
+    config = toy_config("perceiver", heads=True)
+    config.dtype = torch.bfloat16 if way != "float16" else torch.float32
+    run = describe_run(config, toy_settings(checkpoint, repos, *WAYS[way]))
+    forward, backward = run.work.flops("forward"), run.work.flops("backward")
+    assert ("vision_model and projector" in forward) == (way != "blind")
+    assert ("anchor_head" in forward) == ("anchor_head" in backward) == (way == "stage 3")
+    assert min(forward.values()) > 0 and 0 < run.peaks[True] <= run.peaks[False]
+    # Each kernel is run once for all rows.
+    assert 0 < run.step_time(BatchPlan(1, 1, 1), GPUS["A100"]).kernels < 3000
+
+
+def test_parts_take_what_they_take(checkpoint, repos):
+    """Catches heads, an encoder's backward pass and float32 numbers that are not counted."""
+    ways = ("no LoRA", "predicted", "encoder trains", "store", "float32")
+    runs = {
+        way: describe_run(toy_config(heads=True, dtype=torch.bfloat16), toy_settings(checkpoint, repos, *WAYS[way]))
+        for way in ways
+    }
+    name = "vision_model and projector"
+    plain = runs["no LoRA"].work
+    assert runs["predicted"].work.flops("forward")[name] > 1.1 * plain.flops("forward")[name]
+    assert runs["store"].work.flops("forward")[name] < 0.5 * plain.flops("forward")[name]
+    assert runs["encoder trains"].work.flops("backward")[name] > 2 * plain.flops("backward")[name]
+    assert runs["encoder trains"].peaks[False] > runs["no LoRA"].peaks[False]
+    assert runs["float32"].peaks[False] > 1.2 * runs["no LoRA"].peaks[False]
+
+
 def test_steps_are_those_of_the_sampler(checkpoint, repos):
     """Catches sequences, accumulation or padding of the last batch that are counted otherwise than the run does."""
     settings = toy_settings(checkpoint, repos, "--questions_per_scene", 3, "--num_train_epochs", 2)

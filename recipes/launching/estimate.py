@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from modeling_vggt_qwen3 import VggtQwen3Config
 
 from .data_size import DataSize, measure
-from .roofline import Card, StepTime, step_time
+from .roofline import GPUS, Card, StepTime, step_time
 from .settings import BatchPlan, data_arguments
 from .shapes import Parameters, build_on_meta, count_parameters, frozen_bytes, weight_bytes
 from .work import Row, Work, measure_work, plan_row
@@ -182,11 +182,10 @@ def zero_memory(run: Run, plan: BatchPlan, stage: int, offload: bool) -> Memory:
 
 def checkpoint_bytes(run: Run, zero: bool) -> tuple[float, float]:
     """Bytes of a checkpoint to resume from, and of the finished model."""
-    trainable = run.total.trainable
-    weights = 4 * trainable if run.settings.lora_r > 0 else run.frozen_bytes + 4 * trainable
-    # DeepSpeed keeps its own copy of the weights beside the ones that can be loaded, and float32 masters.
-    states = (MOMENT_BYTES + 4 * zero) * trainable
-    return weights * (2 if zero else 1) + states, run.weight_bytes * (1 - run.total.copies / run.num_parameters)
+    # What trains, in float32, and AdamW's two moments of it. DeepSpeed adds its own copy of the weights, and with LoRA there
+    # is the adapter beside them.
+    states = 4 + MOMENT_BYTES + (4 * (2 if run.settings.lora_r > 0 else 1) if zero else 0)
+    return states * run.total.trainable, run.weight_bytes * (1 - run.total.copies / run.num_parameters)
 
 
 def count_steps(run: Run, plan: BatchPlan) -> tuple[int | None, int | None]:
@@ -212,6 +211,8 @@ def step_flops(run: Run, plan: BatchPlan) -> tuple[float, dict[str, float]]:
 
 __all__ = [
     "ASSUMPTIONS",
+    "CONTEXT_BYTES",
+    "GPUS",
     "WORKER_BYTES",
     "Memory",
     "Run",

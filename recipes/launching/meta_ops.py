@@ -120,10 +120,14 @@ class Recorder(TorchDispatchMode):
                 kernel.kind = "attention"
             else:
                 kernel.kind = "matrix products"
-                shape = written[0].shape if packet in MATRIX_PRODUCTS else (written[0].numel() // TILE, TILE)
+                # A convolution is a product whose columns are channels.
+                shape = written[0].shape if packet in MATRIX_PRODUCTS else (written[0].numel(), 1)
                 kernel.output = tuple(
                     (size, False) if size % self.rows else (size / self.rows, True) for size in shape
                 )
+                if packet not in MATRIX_PRODUCTS:
+                    (size, of_row), _ = kernel.output
+                    kernel.output = ((size / TILE, of_row), (TILE, False))
         return kernel
 
     def track(self, tensor: torch.Tensor):
@@ -172,10 +176,11 @@ def fused_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=
 class Autocast:
     """`torch.autocast` on the meta device, which has none: functions are patched, and ask whether it is on."""
 
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | None = None  # that is in force; None: it is off
+    default: torch.dtype | None = None  # of those who switch it on without naming one
 
     def __init__(self, device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, **kwargs):
-        self.within = dtype if enabled else None
+        self.within = (dtype or Autocast.default) if enabled else None
 
     def __enter__(self):
         self.outside, Autocast.dtype = Autocast.dtype, self.within
@@ -227,9 +232,10 @@ def as_on_a_gpu(dtype: torch.dtype | None):
         for name, replacement in patches.items():
             stack.enter_context(mock.patch.object(functional, name, replacement))
         stack.enter_context(mock.patch.object(torch, "autocast", Autocast))
+        stack.enter_context(mock.patch.object(Autocast, "default", dtype or torch.bfloat16))
         for name, answer in (
             ("is_autocast_enabled", lambda: Autocast.dtype is not None),
-            ("get_autocast_dtype", lambda: Autocast.dtype or dtype),
+            ("get_autocast_dtype", lambda: Autocast.dtype or Autocast.default),
         ):
             ask = partial(ask_on_meta, getattr(torch, name), answer)
             stack.enter_context(mock.patch.object(torch, name, ask))

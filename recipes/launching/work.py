@@ -3,12 +3,13 @@
 
 from argparse import Namespace
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from peft import PeftModel
 from torch import nn
 
-from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ImageProcessorPil
+from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ImageProcessorPil, modeling_vggt_depth_head
 
 from .data_size import DataSize
 from .meta_ops import Kernel, Recorder, as_on_a_gpu
@@ -110,7 +111,9 @@ def measure_work(
     rows = next(prime for prime in PRIMES if all(size % prime for size in sizes))
     autocast = torch.bfloat16 if settings.bf16 else torch.float16 if settings.fp16 else None
     recorder = Recorder(rows)
-    with torch.device("meta"), as_on_a_gpu(autocast), recorder:
+    # The depth head's chunks are of views, whatever row they are of; here each row's are together.
+    all_views = mock.patch.object(modeling_vggt_depth_head, "VIEWS_PER_CHUNK", rows * max(1, row.num_views))
+    with torch.device("meta"), as_on_a_gpu(autocast), all_views, recorder:
         loss = run_forward(whole, config, settings, row, recorder)
         recorder.is_backward = True
         loss.backward()
