@@ -66,7 +66,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--dry-run", action="store_true", help="estimate memory and hours; touches no GPU, no network")
     parser.add_argument("--gpu", choices=("B200", "H200", "H100", "A100"), default="B200", help="of the dry run")
     parser.add_argument(
-        "--utilisation", type=share, default=0.4, help="share of the GPU's peak that the dry run reckons with"
+        "--utilisation",
+        type=share,
+        help="share of the GPU's peak that the dry run reckons with, instead of the one that it derives",
     )
     position = argv.index("--") if "--" in argv else len(argv)
     return parser.parse_args(argv[:position]), argv[position + 1 :]

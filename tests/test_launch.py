@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file
 from toys import write_toy_checkpoint, write_toy_repo
 
 from recipes.launch import parse
-from recipes.launching import accelerate_config, preflight, resources
-from recipes.launching.accelerate_config import choose, write_config
+from recipes.launching import preflight, resources
 from recipes.launching.caches import file_system, move_caches, read_mounts
 from recipes.launching.checks import check_data, check_versions, check_weights
 from recipes.launching.estimate import Memory
@@ -112,7 +111,7 @@ def test_debug_and_safe_are_over_the_yaml_and_under_the_user(checkpoint, repo, t
 
 
 def test_the_full_size_recipes_say_their_global_batch():
-    """Catches a recipe whose micro-batch on 8 GPUs cannot make its global batch."""
+    """Catches a recipe whose global batch 8 GPUs cannot share in its micro-batches."""
     for path in CONFIGS.glob("*.yaml"):
         stage = path.name.partition("_")[0]
         settings = read_settings(stage, [])
@@ -302,48 +301,6 @@ def test_a_read_only_cache_is_named(tmp_path, monkeypatch):
     closed.write_text("")  # root may write to any folder, but not into a file
     problems = resources.check_writable(tmp_path, {"HOME": str(tmp_path), "TRITON_CACHE_DIR": str(closed / "triton")})
     assert len(problems) == 1 and problems[0].startswith("Cache TRITON_CACHE_DIR: cannot write to")
-
-
-################
-# The plan for GPUs
-################
-
-
-def test_the_first_of_zero_2_zero_3_and_offload_that_fits(checkpoint, repo, tmp_path, monkeypatch):
-    """Catches a plan that runs out of memory, changes the global batch, or gives Muon to DeepSpeed."""
-    settings = read_settings("stage2", recipe(checkpoint, repo, tmp_path, "--global_batch_size", 16))
-    settings.per_device_train_batch_size = 4
-    run = object()
-    need = {(2, False): 10.0, (3, False): 6.0, (3, True): 2.0}
-    monkeypatch.setattr(
-        accelerate_config,
-        "zero_memory",
-        lambda run, plan, stage, offload: Memory(need[stage, offload], 0, 0, plan.micro_batch, 0),
-    )
-    monkeypatch.setattr(Memory, "total", property(lambda memory: memory.weights + memory.activations))
-    expected = {15: ("zero2.yaml", 4), 11: ("zero3.yaml", 4), 8: ("zero3.yaml", 1), 4: ("zero3_offload.yaml", 1)}
-    for free, (template, micro_batch) in expected.items():
-        choice, problems = choose(run, settings, [Gpu("x", free, 16)] * 2, 2, safe=False)
-        assert (choice.template, choice.plan.micro_batch) == (template, micro_batch) and not problems, free
-        assert choice.plan.global_batch == 16
-    assert "GPU memory" in choose(run, settings, [Gpu("x", 2, 16)], 1, safe=False)[1][0]
-    assert choose(run, settings, [Gpu("x", 15, 16)], 1, safe=True)[0].template == "zero3_offload.yaml"
-    settings.muon_learning_rate = 0.1
-    monkeypatch.setattr(accelerate_config, "plain_memory", lambda run, plan: Memory(1, 0, 0, 1, 0))
-    assert choose(run, settings, [Gpu("x", 15, 16)] * 2, 2, safe=False)[0].template == "ddp.yaml"
-    assert choose(None, settings, [], 1, safe=True)[0].template == "cpu.yaml"
-
-
-def test_the_configuration_is_kept_beside_the_run(checkpoint, repo, tmp_path):
-    settings = read_settings("stage2", recipe(checkpoint, repo, tmp_path, "--bf16", "true", "--global_batch_size", 8))
-    choice, _ = choose(None, settings, [Gpu("x", 1, 1)] * 4, 8, safe=False)
-    path = write_config(choice, settings, 2, 1, "10.0.0.1", 29501, True)
-    assert path == tmp_path / "accelerate_config_rank1.yaml"
-    config = yaml.safe_load(path.read_text())
-    assert (config["num_processes"], config["num_machines"], config["machine_rank"]) == (8, 2, 1)
-    assert (config["main_process_ip"], config["main_process_port"]) == ("10.0.0.1", 29501)
-    assert config["deepspeed_config"]["zero_stage"] == 2
-    assert config["deepspeed_config"]["deepspeed_multinode_launcher"] == "standard"
 
 
 ################

@@ -59,7 +59,7 @@ TESTED = {
 # Read by transformers' Trainer alone.
 TRANSFORMERS = {
     "activation_checkpointing", "bf16", "dataloader_num_workers", "eval_steps", "eval_strategy",
-    "gradient_accumulation_steps", "load_best_model_at_end", "logging_steps", "max_grad_norm", "num_train_epochs",
+    "load_best_model_at_end", "logging_steps", "max_grad_norm", "num_train_epochs",
     "per_device_train_batch_size", "report_to", "save_steps", "save_strategy", "save_total_limit", "seed",
 }  # fmt: skip
 

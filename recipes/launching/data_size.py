@@ -4,10 +4,12 @@
 import io
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow.parquet
 from PIL import Image
 from transformers import AutoTokenizer
@@ -15,34 +17,44 @@ from transformers import AutoTokenizer
 from data_scripts.builders import scanqa, sqa3d
 
 
-# Assumed where data or tokenizer are not here. Words times 1.3, and the chat template's 4 with the answer's end.
-ASSUMED_TOKENS = {"scanqa": 22, "sqa3d": 46}
+# Assumed where data or tokenizer are not here: tokens of a question (words times 1.3) and of its answer with its end, and
+# the questions of a scene or picture where no official counts give them. Answers of LLaVA are paragraphs; an action is JSON
+# whose numbers are single digits.
+ASSUMED_TOKENS = {"scanqa": (13, 4), "sqa3d": (38, 3), "instruct": (20, 90), "arkit_actions": (22, 90)}
+ASSUMED_QUESTIONS = {"instruct": 3, "arkit_actions": 16}
+ASSUMED_SPREAD = 0.5  # standard deviation of a length over its mean
 CHARACTERS_PER_TOKEN = 4.0
-TEMPLATE_TOKENS = 6  # <|im_end|>\n<|im_start|>assistant\n before the answer, <|im_end|> after it
+TEMPLATE_TOKENS = 5  # <|im_end|>\n<|im_start|>assistant\n before the answer
 SAMPLE = 2000  # questions whose tokens are counted
 # SQA3D states 20.4 thousand descriptions of 6.8 thousand situations: in train each question comes with three of them.
 SQA3D_TRAIN_SCENES, SQA3D_DESCRIPTIONS = 518, 3
 SCANNET_PICTURE = (1296, 968)
+PICTURES = {"instruct": (640, 480), "arkit_actions": (1920, 1440)}
 
 
 @dataclass
 class DataSize:
     """
-    One dataset's training split.
+    One dataset's training split. `questions`, `scenes` and `packs` are None if only the kind of data is known.
 
     Args:
         packs: Packed sequences that hold every question once.
-        tokens_per_question: Of question, template and answer, on average.
+        questions_per_pack, most_questions: Of an average packed sequence, and of the fullest.
+        tokens: Of question, template and answer: mean and standard deviation.
+        labels: Of an answer with its end: mean and standard deviation.
         num_views: Views of a scene, as stored; None where not known.
         picture: Width and height in pixels of a stored picture.
         origin: Where the numbers are from, in words.
     """
 
     path: str
-    questions: int
-    scenes: int
-    packs: float
-    tokens_per_question: float
+    questions: int | None
+    scenes: int | None
+    packs: float | None
+    questions_per_pack: float
+    most_questions: int
+    tokens: tuple[float, float]
+    labels: tuple[float, float]
     num_views: int | None
     picture: tuple[int, int]
     origin: str
@@ -69,8 +81,8 @@ def parquet_files(path: str, config: str, split: str) -> list[str]:
 
 def measure(path: str, settings: Namespace) -> DataSize | None:
     """
-    The training split of the prepared repository `path`, by its official counts if it is not on this machine; None if
-    there are none for it.
+    The training split of the prepared repository `path`, by official counts or assumed lengths if it is not on this
+    machine; None if nothing is known of it.
 
     Raises:
         ValueError: if it is here, but the split is not.
@@ -80,6 +92,14 @@ def measure(path: str, settings: Namespace) -> DataSize | None:
     name, per_pack = Path(path).name.lower(), settings.questions_per_scene
     if name not in ASSUMED_TOKENS or settings.train_split != "train":
         return None
+    question, answer = ASSUMED_TOKENS[name]
+    lengths = f"{question} tokens of a question and {answer} of an answer assumed"
+    tokens = question + TEMPLATE_TOKENS + answer
+    tokens, labels = (tokens, ASSUMED_SPREAD * tokens), (answer, ASSUMED_SPREAD * answer)
+    if name in ASSUMED_QUESTIONS:
+        number = min(ASSUMED_QUESTIONS[name], per_pack)
+        origin = f"not on this machine, its size is unknown; {lengths}, and {number} questions in a sequence"
+        return DataSize(path, None, None, None, number, per_pack, tokens, labels, None, PICTURES[name], origin)
     if name == "scanqa":
         questions, scenes = scanqa.QUESTIONS["train"], scanqa.SCENES["train"]
         origin = "official counts"
@@ -90,40 +110,57 @@ def measure(path: str, settings: Namespace) -> DataSize | None:
         )
     # The last pack of a scene is half full on average.
     packs = questions / per_pack + scenes / 2
-    return DataSize(path, questions, scenes, packs, ASSUMED_TOKENS[name], None, SCANNET_PICTURE, origin)
+    origin = f"{origin}; {lengths}"
+    number = questions / packs
+    return DataSize(path, questions, scenes, packs, number, per_pack, tokens, labels, None, SCANNET_PICTURE, origin)
 
 
 def measure_repository(path: str, settings: Namespace) -> DataSize:
     """As `measure`, of a folder."""
-    per_scene, characters, texts = Counter(), 0, []
+    per_scene, texts, answers = Counter(), [], []
     for file in parquet_files(path, "qa", settings.train_split):
         table = pyarrow.parquet.read_table(file, columns=["scene_id", "situation", "question", "answers"])
         columns = table.to_pydict()
         per_scene.update(columns["scene_id"])
-        for situation, question, answers in zip(
-            columns["situation"], columns["question"], columns["answers"], strict=True
-        ):
-            text = " ".join(filter(None, (situation, question, (answers or [""])[0])))
-            characters += len(text)
-            texts.append(text)
+        texts += [" ".join(filter(None, pair)) for pair in zip(columns["situation"], columns["question"], strict=True)]
+        answers += columns["answers"]
     if not texts:
         raise ValueError(f"{path} has no questions in the split {settings.train_split!r}.")
     step = max(1, len(texts) // SAMPLE)
-    tokens, how = count_tokens(texts[::step], settings.model_name_or_path)
+    texts, answers, number = texts[::step], answers[::step], len(texts)
+    # Which of a question's references is learned is drawn anew in every epoch: the longest is what memory must hold.
+    count, how = token_counter(settings.model_name_or_path)
+    labels = 1 + np.asarray(count([max(references or [""], key=len) for references in answers]))
+    tokens = np.asarray(count(texts)) + TEMPLATE_TOKENS + labels
     num_views, picture = first_scene(path, settings.train_split)
     packs = sum(-(-count // settings.questions_per_scene) for count in per_scene.values())
-    origin = f"counted, tokens {how}"
-    return DataSize(path, len(texts), len(per_scene), packs, tokens, num_views, picture, origin)
+    return DataSize(
+        path,
+        number,
+        len(per_scene),
+        packs,
+        number / packs,
+        min(settings.questions_per_scene, max(per_scene.values())),
+        (float(tokens.mean()), float(tokens.std())),
+        (float(labels.mean()), float(labels.std())),
+        num_views,
+        picture,
+        f"counted, tokens {how}",
+    )
 
 
-def count_tokens(texts: list[str], model: str) -> tuple[float, str]:
-    """Mean tokens of a question with its template and answer, and how they were found."""
+def token_counter(model: str) -> tuple[Callable[[list[str]], list[float]], str]:
+    """A function that counts the tokens of texts, and how it does."""
     if Path(model).is_dir():
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        total = sum(map(len, tokenizer(texts, add_special_tokens=False).input_ids))
-        return total / len(texts) + TEMPLATE_TOKENS, f"with the tokenizer of {model}"
-    mean = sum(map(len, texts)) / len(texts) / CHARACTERS_PER_TOKEN
-    return mean + TEMPLATE_TOKENS, f"as a quarter of the characters: {model} is not here"
+        return (
+            lambda texts: list(map(len, tokenizer(texts, add_special_tokens=False).input_ids)),
+            f"with the tokenizer of {model}",
+        )
+    return (
+        lambda texts: [len(text) / CHARACTERS_PER_TOKEN for text in texts],
+        f"as a quarter of the characters: {model} is not here",
+    )
 
 
 def first_scene(path: str, split: str) -> tuple[int, tuple[int, int]]:

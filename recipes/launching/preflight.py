@@ -10,12 +10,13 @@ from pathlib import Path
 from recipes.training.preemption import PREEMPTED, REQUEUE_EXIT_CODE
 
 from . import process
-from .accelerate_config import Choice, choose, write_config
+from .accelerate_config import Choice, choose, describe_choice, write_config
 from .checks import check_data, check_versions, check_weights
 from .dry_run import report
 from .estimate import Run, describe_run
 from .output import MAX_CLOCK_DIFFERENCE, check_checkpoints, check_output, clock_difference, lock_output
 from .resources import (
+    Gpu,
     check_disk,
     check_gpus,
     check_memory,
@@ -23,6 +24,7 @@ from .resources import (
     check_writable,
     find_gpus,
 )
+from .roofline import GPUS
 from .settings import plan_batch, read_settings, recipe_argv
 from .shapes import local_config, read_shapes
 
@@ -35,18 +37,25 @@ def dry_run(arguments: Namespace, argv: list[str]) -> str:
     argv = recipe_argv(arguments.stage, arguments.mode, arguments.safe, argv)
     settings = read_settings(arguments.stage, argv)
     num_processes = 8 * arguments.num_machines if arguments.num_processes == "auto" else arguments.num_processes
-    plan = plan_batch(settings, num_processes, 1 if arguments.safe else settings.per_device_train_batch_size)
+    plan_batch(settings, num_processes, 1)  # before the model is built
     config, origin = read_shapes(settings.model_name_or_path)
     run = describe_run(config, settings)
-    return report(run, plan, origin, arguments.gpu, arguments.utilisation)
+    memory = int(GPUS[arguments.gpu].memory)
+    gpus = [Gpu(arguments.gpu, memory, memory)]
+    settings.use_cpu = False
+    choice, too_large = choose(run, settings, gpus, num_processes, arguments.safe, argv)
+    chosen = "\n".join([describe_choice(choice, gpus), *too_large])
+    return report(run, choice, chosen, origin, arguments.gpu, arguments.utilisation)
 
 
-def prepare(arguments: Namespace, argv: list[str]) -> tuple[Namespace, Choice, bool, list[str], list[str], list[str]]:
+def prepare(
+    arguments: Namespace, argv: list[str]
+) -> tuple[Namespace, Choice, list[Gpu], Run | None, list[str], list[str], list[str]]:
     """
     All checks. Nothing is written but temporary files.
 
     Returns:
-        Settings, template and batch, whether GPUs are used, the recipe's command line, problems, warnings.
+        Settings, template and batch, GPUs, what the run is made of, the recipe's command line, problems, warnings.
 
     Raises:
         ValueError: for settings that no run can have; the checks could not go on.
@@ -76,7 +85,7 @@ def prepare(arguments: Namespace, argv: list[str]) -> tuple[Namespace, Choice, b
     output = Path(settings.output_dir)
     problems += check_writable(output, os.environ)
     try:
-        choice, too_large = choose(run, settings, gpus, num_processes, arguments.safe)
+        choice, too_large = choose(run, settings, gpus, num_processes, arguments.safe, argv)
     except ValueError as error:
         problems.append(f"Batch: {error}")
         # The output directory is another run's or not, however many processes there are.
@@ -90,7 +99,7 @@ def prepare(arguments: Namespace, argv: list[str]) -> tuple[Namespace, Choice, b
         problems += check_disk(run, output, choice.zero)
         if choice.memory is not None and num_processes % machines == 0:
             problems += check_memory(run, choice.memory, choice.plan, machines, bool(gpus))
-    return settings, choice, bool(gpus), argv + choice.plan.argv(), problems, warnings
+    return settings, choice, gpus, run, argv + choice.plan.argv(), problems, warnings
 
 
 def describe(settings: Namespace, without_data: bool) -> Run | None:
@@ -111,7 +120,7 @@ def launch(arguments: Namespace, argv: list[str]) -> int:
     Raises:
         ValueError: with all problems, if there are any.
     """
-    settings, choice, on_gpu, argv, problems, warnings = prepare(arguments, argv)
+    settings, choice, gpus, run, argv, problems, warnings = prepare(arguments, argv)
     if problems:
         lines = [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
         raise ValueError(
@@ -133,18 +142,14 @@ def launch(arguments: Namespace, argv: list[str]) -> int:
         arguments.machine_rank,
         arguments.main_process_ip,
         arguments.main_process_port,
-        on_gpu,
+        bool(gpus),
+        None if run is None else run.bucket,
     )
     script = str(RECIPES / f"{arguments.stage}.py")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path), script, *argv]
-    plan = choice.plan
     for warning in warnings:
         print(f"Warning: {warning}")
-    print(
-        f"{plan.num_processes} processes × micro-batch {plan.micro_batch} × accumulation {plan.accumulation} = "
-        f"{plan.global_batch} sequences per step, by {choice.template}\n$ {shlex.join(command)}",
-        flush=True,
-    )
+    print(f"{describe_choice(choice, gpus)}\n$ {shlex.join(command)}", flush=True)
     marker = output / PREEMPTED
     if arguments.machine_rank == 0:
         marker.unlink(missing_ok=True)  # an earlier launch's

@@ -28,7 +28,7 @@ print(json.dumps([
 ]))
 """
 LARGE_MODEL = 500_000_000  # parameters that nobody means to train on a CPU
-USABLE = 0.95  # of a GPU's memory
+USABLE = 0.9  # of a GPU's memory: the estimate may be low, and a run that stops after an hour has lost it
 
 
 @dataclass

@@ -30,6 +30,7 @@ class BatchPlan:
     num_processes: int
     micro_batch: int
     accumulation: int
+    activation_checkpointing: bool = False
 
     @property
     def global_batch(self) -> int:
@@ -41,6 +42,8 @@ class BatchPlan:
             str(self.micro_batch),
             "--gradient_accumulation_steps",
             str(self.accumulation),
+            "--activation_checkpointing",
+            str(self.activation_checkpointing).lower(),
         ]
 
 
@@ -86,9 +89,22 @@ def recipe_argv(stage: str, mode: str, safe: bool, argv: list[str]) -> list[str]
     return argv
 
 
-def plan_batch(settings: Namespace, num_processes: int, largest: int) -> BatchPlan:
+def asked_for(argv: list[str], *names: str) -> bool:
+    """Whether one of the settings `names` is on a command line; what stands in a YAML file is a default."""
+    given = {
+        argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in argv if argument.startswith("--")
+    }
+    return bool(given & {*names, *(f"no_{name}" for name in names)})
+
+
+def checkpoints_activations(settings: Namespace) -> bool:
+    given = settings.activation_checkpointing
+    return bool(settings.gradient_checkpointing if given is None else given)
+
+
+def micro_batches(settings: Namespace, num_processes: int) -> list[int]:
     """
-    Shares the global batch among `num_processes`, in micro-batches of at most `largest` sequences.
+    The micro-batches with which `num_processes` take the global batch exactly, largest first.
 
     Raises:
         ValueError: if it cannot be shared evenly, naming the numbers of processes that can share it.
@@ -102,14 +118,29 @@ def plan_batch(settings: Namespace, num_processes: int, largest: int) -> BatchPl
             f"{', '.join(map(str, divisors))} processes, or set another one with -- --global_batch_size."
         )
     share = total // num_processes
-    micro_batch = max(number for number in range(1, min(largest, share) + 1) if share % number == 0)
-    return BatchPlan(num_processes, micro_batch, share // micro_batch)
+    return [number for number in range(share, 0, -1) if share % number == 0]
+
+
+def plan_batch(
+    settings: Namespace, num_processes: int, largest: int, activation_checkpointing: bool | None = None
+) -> BatchPlan:
+    """
+    Shares the global batch among `num_processes`, in micro-batches of at most `largest` sequences; with activation
+    checkpointing as the settings have it, unless told otherwise. Raises ValueError as `micro_batches`.
+    """
+    fitting = micro_batches(settings, num_processes)
+    micro_batch = next(number for number in fitting if number <= largest)
+    if activation_checkpointing is None:
+        activation_checkpointing = checkpoints_activations(settings)
+    return BatchPlan(num_processes, micro_batch, fitting[0] // micro_batch, activation_checkpointing)
 
 
 __all__ = [
     "BatchPlan",
+    "asked_for",
     "data_arguments",
     "default_config",
+    "micro_batches",
     "model_arguments",
     "plan_batch",
     "read_settings",

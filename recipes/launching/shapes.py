@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration
 from recipes.training.arguments import CONFIGS
+from recipes.training.precision import cast_trained
 from recipes.training.trainer import freeze_and_adapt
 
 from .settings import model_arguments
@@ -20,6 +21,7 @@ from .settings import model_arguments
 
 # VGGT-1B (arXiv 2503.11651) and Qwen3-4B (arXiv 2505.09388, its config.json), with this project's own modules.
 RELEASED = CONFIGS / "released" / "vggt-qwen3-4b.json"
+HEADS = re.compile(r"\.(camera_head|depth_head)\.")  # float32 whatever the rest is
 
 
 @dataclass
@@ -63,14 +65,23 @@ def read_shapes(name: str) -> tuple[VggtQwen3Config, str]:
 
 
 def build_on_meta(config: VggtQwen3Config, settings: Namespace) -> torch.nn.Module:
-    """The model that the recipe would train, on the meta device. Raises ValueError as `freeze_and_adapt`."""
-    dtype = config.dtype if config.dtype is not None else torch.float32
+    """The model that the recipe would train, on the meta device and in its types. Raises ValueError as `freeze_and_adapt`."""
+    dtype = config.dtype if config.dtype is not None and (settings.bf16 or settings.fp16) else torch.float32
     arguments = model_arguments(settings)
     if arguments.numbers_from == "head" and not config.anchor_hidden_size:
         config.anchor_hidden_size = arguments.anchor_hidden_size
+    if settings.geometry_source is not None:
+        config.geometry_source = settings.geometry_source
+    # Of those that keep no attention weights one stands for all.
+    attention = "eager" if arguments.attn_implementation == "eager" else "sdpa"
     with torch.device("meta"):
-        model = VggtQwen3ForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="eager")
-        return freeze_and_adapt(model, arguments).train()
+        model = VggtQwen3ForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation=attention)
+        model = freeze_and_adapt(model, arguments)
+        cast_trained(model, torch.float32)
+        for name, parameter in model.named_parameters():
+            if HEADS.search(name):
+                parameter.data = parameter.data.float()
+    return model.train()
 
 
 def part_of(name: str) -> str:
@@ -105,12 +116,13 @@ def count_parameters(model: torch.nn.Module) -> dict[str, Parameters]:
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all parameters, VGGT's heads in float32 as they are loaded."""
-    heads = re.compile(r"\.(camera_head|depth_head)\.")
-    return sum(
-        parameter.numel() * (4 if heads.search(name) else parameter.itemsize)
-        for name, parameter in model.named_parameters()
-    )
+    """Bytes of all parameters."""
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def frozen_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the parameters that do not train."""
+    return sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)
 
 
 __all__ = [
@@ -118,6 +130,7 @@ __all__ = [
     "Parameters",
     "build_on_meta",
     "count_parameters",
+    "frozen_bytes",
     "local_config",
     "read_shapes",
     "weight_bytes",

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training row costs: operations and kept activations, found by running the modules on the meta device."""
+"""What a training row costs: kernels, operations and memory, found by running the modules on the meta device."""
 
 from argparse import Namespace
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
-from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ImageProcessorPil
+from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ImageProcessorPil, modeling_vggt_depth_head
 
 from .data_size import DataSize
+from .meta_ops import Kernel, Recorder, as_on_a_gpu
 
 
+PRIMES = (1009, 1013, 1019, 1021, 1031, 1033)  # numbers of rows: see `Recorder`
 PREFIX_TEXT_TOKENS = 5  # <|im_start|>user\n<|vision_start|> ... <|vision_end|>
 
 
@@ -30,6 +31,7 @@ class Row:
         patch_tokens: Patches that the encoder reads.
         text_tokens: All others that the language model reads.
         labels: Tokens with a loss.
+        anchors: Places that are asked for.
     """
 
     num_views: int
@@ -39,6 +41,7 @@ class Row:
     patch_tokens: int
     text_tokens: int
     labels: int
+    anchors: int
 
     @property
     def length(self) -> int:
@@ -47,21 +50,32 @@ class Row:
 
 @dataclass
 class Work:
-    """Of one row: operations (matrix products and convolutions), and bytes that stay until the backward pass."""
+    """Of a micro-step: its kernels by the number of rows, and the bytes that a row takes at the most."""
 
-    forward: dict[str, int]
-    backward: dict[str, int]
-    kept: int  # without activation checkpointing
-    kept_checkpointed: int
-    recomputed_forward: int  # operations that checkpointing repeats
+    kernels: list[Kernel]
+    peak: float
+
+    def flops(self, *phases: str) -> dict[str, float]:
+        """Operations of one row in each part of the model, in these phases."""
+        parts = {}
+        for kernel in self.kernels:
+            if kernel.flops and kernel.phase in phases:
+                parts[kernel.part] = parts.get(kernel.part, 0.0) + kernel.flops
+        return parts
 
 
 def plan_row(
-    config: VggtQwen3Config, settings: Namespace, size: DataSize, questions: float, tokens: float, full: bool
+    config: VggtQwen3Config,
+    settings: Namespace,
+    size: DataSize,
+    questions: float,
+    tokens: float,
+    labels: float,
+    full: bool,
 ) -> Row:
     """
-    The row of a scene of `size` with `questions` questions, of `tokens` tokens in all; `full` keeps the views that view
-    dropout leaves out.
+    The row of a scene of `size` with `questions` questions, of `tokens` tokens in all and `labels` in the answers; `full`
+    keeps the views that view dropout leaves out.
     """
     stored = size.num_views or settings.num_views or 8
     views = min(settings.num_views or stored, stored)
@@ -79,115 +93,117 @@ def plan_row(
     else:
         image_tokens = views * -(-rows // 2) * -(-columns // 2)
     text = PREFIX_TEXT_TOKENS + round(tokens)
-    # An answer is about three tokens with its end.
-    return Row(views, height, width, image_tokens + views, views * rows * columns, text, max(1, round(3 * questions)))
+    anchors = round(questions) if config.anchor_hidden_size else 0
+    labels = max(1, round(labels))
+    return Row(views, height, width, image_tokens + views, views * rows * columns, text, labels, anchors)
 
 
-class KeptBytes:
-    """Sums the storages that autograd keeps for the backward pass, parameters and attention weights left out."""
-
-    def __init__(self, model: nn.Module, length: int):
-        self.parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        self.length, self.storages = length, {}
-
-    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        # Attention kernels compute their weights again; eager attention, which runs here, would keep them.
-        is_attention = tensor.dim() > 2 and tuple(tensor.shape[-2:]) == (self.length, self.length)
-        if storage._cdata not in self.parameters and not is_attention:
-            self.storages[storage._cdata] = storage
-        return tensor
-
-    def total(self) -> int:
-        return sum(storage.nbytes() for storage in self.storages.values())
-
-
-def run_module(module: nn.Module, length: int, function, backward: bool = True) -> tuple[int, int, int]:
-    """Operations forward and backward of `function()`, and bytes kept in between."""
-    kept = KeptBytes(module, length)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        if not backward:
-            with torch.no_grad():
-                function()
-            return counter.get_total_flops(), 0, 0
-        with saved_tensors_hooks(kept.pack, lambda tensor: tensor):
-            output = function()
-        forward, bytes_kept = counter.get_total_flops(), kept.total()
-        output.float().sum().backward()
-    module.zero_grad(set_to_none=True)
-    return forward, counter.get_total_flops() - forward, bytes_kept
-
-
-def measure_work(model: nn.Module, config: VggtQwen3Config, settings: Namespace, row: Row) -> Work:
-    """Runs encoder, projector, language model and head on one `row`, on the meta device."""
+def measure_work(
+    model: nn.Module, config: VggtQwen3Config, settings: Namespace, row: Row, checkpointing: bool
+) -> Work:
+    """Runs a micro-step of rows like `row` on the meta device, with or without activation checkpointing."""
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
-    base, head = whole.model, whole.lm_head
-    forward, backward, kept = {}, {}, {}
-    dtype, hidden = base.language_model.get_input_embeddings().weight.dtype, config.text_config.hidden_size
-    layers = config.text_config.num_hidden_layers
-    features = 2 * config.vision_config.hidden_size * len(config.vision_feature_layers)
-    grid = (row.height // config.vision_config.patch_size, row.width // config.vision_config.patch_size)
-    encoder_blocks = 2 * config.vision_config.num_hidden_layers + config.vision_config.backbone_num_hidden_layers
-    encoder_trains = any(parameter.requires_grad for parameter in base.vision_model.parameters())
-    tokens = row.patch_tokens // max(1, row.num_views) + 1 + config.vision_config.num_register_tokens
+    if checkpointing:
+        whole.activation_checkpointing_enable()
+    else:
+        whole.activation_checkpointing_disable()
+    sizes = {size for parameter in model.parameters() for size in parameter.shape}
+    rows = next(prime for prime in PRIMES if all(size % prime for size in sizes))
+    autocast = torch.bfloat16 if settings.bf16 else torch.float16 if settings.fp16 else None
+    recorder = Recorder(rows)
+    # The depth head's chunks are of views, whatever row they are of; here each row's are together.
+    all_views = mock.patch.object(modeling_vggt_depth_head, "VIEWS_PER_CHUNK", rows * max(1, row.num_views))
+    with torch.device("meta"), as_on_a_gpu(autocast), all_views, recorder:
+        loss = run_forward(whole, config, settings, row, recorder)
+        recorder.is_backward = True
+        loss.backward()
+        del loss
+    model.zero_grad(set_to_none=True)
+    return Work(recorder.kernels, recorder.peak)
 
-    def empty(*shape, grad=False):
-        return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=grad)
 
-    if row.num_views and settings.feature_store is None:
-        pixel_values = empty(1, row.num_views, 3, row.height, row.width)
-        forward["vision_model"], backward["vision_model"], kept["vision_model"] = run_module(
-            base.vision_model, tokens, lambda: base.vision_model(pixel_values).last_hidden_state, encoder_trains
-        )
-        if settings.geometry_source == "predicted":
-            forward["vision_model"] += count_heads(base.vision_model, row, features, dtype)
+def run_forward(
+    model: nn.Module, config: VggtQwen3Config, settings: Namespace, row: Row, recorder: Recorder
+) -> torch.Tensor:
+    """The loss of `recorder.rows` rows. Parts are named as they are run, and as their gradients come back."""
+    rows, base, dtype = recorder.rows, model.model, model.model.get_input_embeddings().weight.dtype
+
+    def enter(part: str, inputs: torch.Tensor | None = None):
+        """`part` runs now; once the gradient of its `inputs` is there, the part before it is next."""
+        if inputs is not None and inputs.requires_grad:
+            before = recorder.part
+            inputs.register_hook(lambda gradient: setattr(recorder, "part", before))
+        recorder.part = part
+
+    embeddings = base.get_input_embeddings()(torch.empty(rows, row.text_tokens, dtype=torch.long))
+    features = None
     if row.num_views:
-        patches = empty(1, row.num_views, grid[0] * grid[1], features, grad=encoder_trains)
-        forward["projector"], backward["projector"], kept["projector"] = run_module(
-            base.projector, -1, lambda: torch.cat(base.projector(patches, grid))
-        )
-        kept["projector"] += patches.nbytes
-    embeddings = empty(1, row.length, hidden, grad=True)
-    mask = {"full_attention": empty(1, 1, row.length, row.length)}
-    positions = torch.arange(row.length, device="meta")[None]
-    forward["language_model"], backward["language_model"], kept["language_model"] = run_module(
-        base.language_model,
-        row.length,
-        lambda: (
-            base.language_model(
-                inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
-            ).last_hidden_state
-        ),
+        enter("vision_model and projector")
+        features = base.get_image_features(**image_inputs(config, settings, row, rows, dtype), return_dict=True)
+        visual = [torch.stack(tokens).to(dtype) for tokens in (features.pooler_output, features.geometry_embeddings)]
+        embeddings = torch.cat([*visual, embeddings], dim=1)
+    if not embeddings.requires_grad:
+        embeddings.requires_grad_()  # as what is before a blind run's text would
+    enter("language_model", embeddings)
+    hidden_states = base.language_model(
+        inputs_embeds=embeddings,
+        attention_mask={"full_attention": torch.empty(rows, 1, row.length, row.length, dtype=torch.bool)},
+        position_ids=torch.arange(row.length)[None].expand(rows, -1),
+        use_cache=False,
+    ).last_hidden_state
+    enter("lm_head and loss", hidden_states)
+    answered = hidden_states[:, -row.labels :].flatten(0, 1)
+    labels = torch.empty(len(answered), dtype=torch.long)
+
+    # With chunks, logits take the memory of a chunk however many rows there are.
+    recorder.untracked = recorder.part if getattr(settings, "loss_chunk_size", None) else None
+    loss = model.loss_function(
+        logits=model.lm_head(answered),
+        labels=labels,
+        shift_labels=labels,
+        vocab_size=config.text_config.vocab_size,
     )
-    answered = empty(1, row.labels, hidden, grad=True)
-    forward["lm_head"], backward["lm_head"], _ = run_module(head, -1, lambda: head(answered))
-    # Logits as they are, in float32 for the loss, and their gradient.
-    kept["lm_head"] = row.labels * config.text_config.vocab_size * (dtype.itemsize + 8)
-
-    # Checkpointing keeps each layer's input, and one layer's activations while it is run again.
-    checkpointed = dict(kept)
-    layer = kept["language_model"] // layers
-    checkpointed["language_model"] = layers * row.length * hidden * dtype.itemsize + layer
-    recomputed = forward["language_model"]
-    if encoder_trains and "vision_model" in kept:
-        block_input = row.num_views * tokens * config.vision_config.hidden_size * dtype.itemsize
-        checkpointed["vision_model"] = encoder_blocks * block_input + kept["vision_model"] // encoder_blocks
-        recomputed += forward["vision_model"]
-    if not encoder_trains and row.num_views:
-        # A frozen encoder keeps nothing, but its widest block and the layers for the projector pass through.
-        width = row.num_views * tokens * config.vision_config.hidden_size * dtype.itemsize
-        kept["vision_model"] = checkpointed["vision_model"] = width * 3 * config.vision_config.mlp_ratio
-    return Work(forward, backward, sum(kept.values()), sum(checkpointed.values()), recomputed)
+    if row.anchors:
+        # Its backward pass comes first of all.
+        enter("anchor_head", loss)
+        loss = loss + run_anchor_head(base.anchor_head, features, hidden_states[:, : row.anchors])
+    return loss
 
 
-def count_heads(vision_model: nn.Module, row: Row, features: int, dtype: torch.dtype) -> int:
-    """Operations of the camera head and the depth head, which run for predicted geometry."""
-    pixel_values = torch.empty(1, row.num_views, 3, row.height, row.width, dtype=dtype, device="meta")
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as whole:
-        vision_model.predict_geometry(pixel_values)
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as encoder:
-        vision_model(pixel_values)
-    return whole.get_total_flops() - encoder.get_total_flops()
+def image_inputs(
+    config: VggtQwen3Config, settings: Namespace, row: Row, rows: int, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """What `get_image_features` reads of scenes with all that they may have."""
+    views, patch_size = row.num_views, config.vision_config.patch_size
+    cameras = {
+        "extrinsics": torch.empty(rows, views, 3, 4),
+        "intrinsics": torch.empty(rows, views, 3, 3),
+        "depth_histogram": torch.empty(rows, views, config.geometry_num_depth_bins),
+    }
+    if settings.feature_store is None:
+        return cameras | {"pixel_values": torch.empty(rows, views, 3, row.height, row.width)}
+    width = 2 * config.vision_config.hidden_size * len(config.vision_feature_layers)
+    grid = (row.height // patch_size, row.width // patch_size)
+    encodings = torch.empty(rows, views, 12 + 9 + config.geometry_num_depth_bins)
+    stored = {"vision_features": torch.empty(rows, views, *grid, width, dtype=dtype)}
+    return cameras | stored | {"camera_encodings": encodings}
+
+
+def run_anchor_head(head: nn.Module, features, hidden_states: torch.Tensor) -> torch.Tensor:
+    """
+    What [`VggtQwen3AnchorHead.forward`] runs for `hidden_states [S, A, hidden_size]`, A anchors in each scene; it sorts
+    anchors by scene itself, which the meta device cannot do.
+    """
+    context, _, places = head._context(features)
+    anchors = head.query_proj(head.query_norm(hidden_states))
+    for layer in head.layers:
+        anchors = layer(anchors, context, None)
+    anchors = head.output_norm(anchors)
+    scores = torch.matmul(head.pointer_query(anchors), head.pointer_key(head.context_norm(context)).transpose(1, 2))
+    weights = scores.float().log_softmax(dim=-1).exp()
+    attended = torch.matmul(weights.to(context.dtype), context)
+    boxes = head.box_mlp(torch.cat([anchors, attended.to(anchors.dtype)], dim=-1))
+    return boxes.float().sum() + torch.matmul(weights, places.to(weights.dtype)).float().sum()
 
 
 __all__ = ["Row", "Work", "measure_work", "plan_row"]
