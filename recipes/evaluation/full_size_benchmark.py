@@ -17,7 +17,7 @@ from recipes.evaluation.full_size_plan import Size, Variant, plan, recipe_argume
 from recipes.evaluation.full_size_worker import describe_error, write_model
 from recipes.evaluation.report import format_table, write_atomically
 from recipes.launching.estimate import CONTEXT_BYTES, GPUS, Run, describe_run, plain_memory
-from recipes.launching.settings import BatchPlan, read_settings
+from recipes.launching.settings import plan_batch, read_settings
 from recipes.launching.shapes import read_shapes
 
 
@@ -134,13 +134,14 @@ class FullSizeBenchmark:
             return True
         return False
 
-    def _prediction(self, variant: Variant) -> dict:
+    def _prediction(self, variant: Variant, folder: Path) -> dict:
         run = self.runs.get(variant.row_key)
         if variant.way is not None or run is None:
             return {}
         if isinstance(run, str):
             return {"prediction_error": run}
-        memory = plain_memory(run, BatchPlan(1, variant.rows, 1))
+        settings = read_settings(variant.stage, recipe_arguments(replace(variant, compiled=False), self.size, folder))
+        memory = plain_memory(run, plan_batch(settings, 1, variant.rows))
         return {"predicted_memory_gb": (memory.total - CONTEXT_BYTES) / 1e9}
 
     def _write(self, folder: Path) -> dict:
@@ -162,7 +163,7 @@ class FullSizeBenchmark:
             entry |= {"questions": variant.questions, "way": variant.way, "store": variant.store}
             entry |= {"compiled": variant.compiled, "what": variant.what}
             entry |= state["variants"].get(variant.name, {"status": "not measured", "error": "time"})
-            entry |= self._prediction(variant)
+            entry |= self._prediction(variant, folder)
             if "flops" in entry:
                 rate = entry["flops"] / entry["seconds"]
                 entry["share_of_matmul_peak"] = rate / max(peaks.values())
