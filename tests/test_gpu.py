@@ -234,8 +234,11 @@ def test_all_that_trains_moves_under_every_launcher(device, config, stage, check
     )  # fmt: skip
     if stage == "stage2":
         argv += ["--freeze_text_layers", "0"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-    command += [str(ROOT / "recipes" / "accelerate_configs" / f"{config}.yaml"), "--num_processes", "1"]
+    if config == "ddp":  # accelerate takes two processes and more
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+    else:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+        command += [str(ROOT / "recipes" / "accelerate_configs" / f"{config}.yaml"), "--num_processes", "1"]
     result = subprocess.run(
         [*command, str(ROOT / "recipes" / f"{stage}.py"), *argv],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
@@ -326,3 +329,12 @@ def test_answers_with_shared_prefixes(device, dtype, checkpoint, repos):
         inputs = on(device, {k: v for k, v in scene_inputs.items() if k not in ("input_ids", "attention_mask")})
         alone = model.generate(**inputs, input_ids=row.to(device), **kwargs)[0, row.shape[1] :].tolist()
         assert alone == list(answer)
+
+
+def test_make_keeps_gpu_tests_apart():
+    """Catches a GPU machine whose `make test` takes the GPU that another process trains on."""
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    recipes = {
+        line.partition(":")[0]: lines[number + 1] for number, line in enumerate(lines) if line.startswith("test")
+    }
+    assert all("not gpu" in recipes[target] for target in ("test", "test-slow")) and "-m gpu" in recipes["test-gpu"]

@@ -60,7 +60,7 @@ class FullSizeBenchmark:
                     pass
             finally:
                 signal.signal(signal.SIGTERM, previous)
-            while self._predict_next(folder):
+            while time.time() < self.deadline + GRACE and self._predict_next(folder):
                 pass
             return self._write(folder)
 
