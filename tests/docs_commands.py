@@ -95,7 +95,9 @@ NOT_RUN = {
     "make test": "is what runs this",
     "make setup": SYSTEM,
     "source .venv/bin/activate": SYSTEM,
+    "make test-gpu": "needs a GPU; make test runs the same bodies on the CPU",
     "python -m recipes.benchmark": "takes many minutes; tests/test_benchmark.py runs it on fewer sizes",
+    "python -m recipes.benchmark --full-size": "needs a GPU; tests/test_full_size_benchmark.py runs it at toy size",
 }
 
 

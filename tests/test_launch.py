@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`recipes.launch`: what it finds before a run starts, what it starts, and how signals reach it."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from toys import write_toy_checkpoint, write_toy_repo
 
 from recipes.launch import parse
-from recipes.launching import preflight, resources
+from recipes.launching import checks, preflight, resources
 from recipes.launching.caches import file_system, move_caches, read_mounts
 from recipes.launching.checks import check_data, check_versions, check_weights
 from recipes.launching.estimate import Memory
@@ -177,16 +178,39 @@ def test_damaged_weights_are_named(checkpoint, tmp_path):
     assert "no config.json" in check_weights(str(broken))[0]
 
 
-def test_versions_are_compared_with_the_constraints(monkeypatch, tmp_path):
-    from recipes.launching import checks
-
+def test_versions_are_compared_with_what_is_needed(monkeypatch, tmp_path):
+    """Catches a GPU machine's torch 2.11 for CUDA 13 that is refused because the tests ran with a newer one."""
     assert check_versions()[0] == []
     table = tmp_path / "constraints.txt"
     table.write_text("torch==999.0\nnumpy==0.1\npytest==999.0\n")
     monkeypatch.setattr(checks, "CONSTRAINTS", table)
     problems, warnings = check_versions()
-    assert len(problems) == len(warnings) == 1
-    assert "torch" in problems[0] and "older than 999.0" in problems[0] and "numpy" in warnings[0]
+    assert not problems and len(warnings) == 2
+    assert "older than the tested 999.0" in warnings[0] and "numpy" in warnings[1] and "newer" in warnings[1]
+
+    installed = {"torch": "2.11.0+cu130", "transformers": "6.0.0", "deepspeed": "0.20.1", "peft": "0.1"}
+    monkeypatch.setattr(checks, "version", lambda name: installed.get(name) or importlib.metadata.version(name))
+    problems, _ = check_versions()
+    assert [problem.split()[1] for problem in problems] == ["deepspeed", "peft", "transformers"]
+    assert "transformers 6.0.0 does not satisfy transformers<6,>=" in problems[2]
+
+
+def test_an_installed_package_is_compared_with_its_metadata(monkeypatch, tmp_path):
+    """Catches a check that only works in a checkout, or that takes what the extras need for needed."""
+    monkeypatch.setattr(checks, "SETUP", tmp_path / "setup.py")
+    monkeypatch.setattr(checks, "requires", lambda name: ["torch>=999", 'trimesh>=999; extra == "scene"', "numpy>=1"])
+    assert [requirement.name for requirement in checks.requirements()] == ["torch", "numpy"]
+    problems, _ = check_versions()
+    assert len(problems) == 1 and "does not satisfy torch>=999" in problems[0]
+
+
+def test_what_is_tested_satisfies_what_is_needed():
+    """Catches a bound that leaves out the versions that the tests run with."""
+    tested = dict(
+        line.split("==") for line in checks.CONSTRAINTS.read_text().splitlines() if "==" in line and line[0] != "#"
+    )
+    for requirement in checks.requirements():
+        assert requirement.specifier.contains(tested[requirement.name]), requirement
 
 
 def test_cgroup_limits_count_in_both_versions(tmp_path):

@@ -36,6 +36,18 @@ TEXTS = [
     ("What is in front of the refrigerator, next to the white cabinet?", "table"),
     ("Where is the television?", "on the right of the sofa"),
 ]
+# About as long as LLaVA's, with an answer of some 90 tokens.
+INSTRUCTIONS = [("What is in the picture?", " ".join(["a white table next to the bed on the left side ,"] * 8))]
+ACTIONS = [
+    (
+        f"Place an anchor on the {label}.",
+        f'{{"action": "place_anchor", "label": "{label}", "center": [{x}, -1.20, 2.31], "extent": [0.52, 1.20, 0.87], '
+        '"normal": [0.00, 0.60, -0.80]}',
+    )
+    for label, x in (("lamp", "0.35"), ("bed", "1.54"), ("table", "-0.21"), ("chair", "-1.85"))
+]
+# Task to what is asked.
+TASKS = {"scanqa": TEXTS, "llava": INSTRUCTIONS, "arkit_actions": ACTIONS}
 
 
 def scaled_config(tokenizer) -> VggtQwen3Config:
@@ -86,8 +98,15 @@ def write_checkpoint(folder: Path) -> VggtQwen3Config:
     return config
 
 
-def write_dataset(folder: Path, num_scenes: dict[str, int], num_views: int, side: int):
-    """Writes a prepared repository of noise: `num_scenes` per split, `QUESTIONS` questions about every scene."""
+def write_dataset(
+    folder: Path,
+    num_scenes: dict[str, int],
+    num_views: int,
+    side: int,
+    task: str = "scanqa",
+    num_questions: int = QUESTIONS,
+):
+    """Writes a prepared repository of noise: `num_scenes` per split, `num_questions` of `task` about every scene."""
     rng = np.random.default_rng(0)
     geometry = {
         "R": np.tile(np.eye(3), (num_views, 1, 1)).tolist(),
@@ -107,10 +126,11 @@ def write_dataset(folder: Path, num_scenes: dict[str, int], num_views: int, side
             scenes.append(
                 {"scene_id": f"{split}{number}", "images": images, "frame_ids": frame_ids, "geometry": geometry}
             )
-            for index in range(QUESTIONS):
-                question, answer = TEXTS[index % len(TEXTS)]
+            for index in range(num_questions):
+                question, answer = TASKS[task][index % len(TASKS[task])]
                 row = {"scene_id": f"{split}{number}", "question_id": f"{split}{number}-{index}", "question": question}
-                questions.append(EMPTY_QUESTION | row | {"task": "scanqa", "answers": [answer]})
+                row["action"] = answer if task == "arkit_actions" else None
+                questions.append(EMPTY_QUESTION | row | {"task": task, "answers": [answer]})
         for name, rows, features in (("scenes", scenes, SCENES_FEATURES), ("qa", questions, QA_FEATURES)):
             (folder / name).mkdir(parents=True, exist_ok=True)
             Dataset.from_list(rows, features=features).to_parquet(folder / name / f"{split}.parquet")

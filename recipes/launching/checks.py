@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of what a run reads: prepared data, weights, versions. Each returns what is wrong and what to do about it."""
 
+import ast
 from argparse import Namespace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 from huggingface_hub import file_exists
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from packaging.requirements import Requirement
 from packaging.version import Version
 
 from modeling_vggt_qwen3 import VggtQwen3Config
@@ -18,7 +20,8 @@ from .data_size import parquet_files
 from .shapes import local_config
 
 
-CONSTRAINTS = Path(__file__).parent.parent.parent / "constraints.txt"
+ROOT = Path(__file__).parent.parent.parent
+CONSTRAINTS, SETUP = ROOT / "constraints.txt", ROOT / "setup.py"
 # What a recipe imports, with what it logs to.
 NEEDED = ("accelerate", "datasets", "deepspeed", "huggingface_hub", "numpy", "peft", "pillow", "pyyaml", "safetensors")
 NEEDED += ("tensorboard", "torch", "transformers")
@@ -113,27 +116,47 @@ def check_weights(name: str) -> list[str]:
     return problems
 
 
+def requirements() -> list[Requirement]:
+    """
+    What this package needs to run. From setup.py where it is here: an editable install keeps the metadata of the day it was
+    made, and a checkout that is on the path alone has none.
+    """
+    if SETUP.is_file():
+        for statement in ast.parse(SETUP.read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "INSTALL_REQUIRES":
+                return [Requirement(text) for text in ast.literal_eval(statement.value)]
+    found = [Requirement(text) for text in requires("vggt-qwen3") or ()]
+    return [requirement for requirement in found if requirement.marker is None]  # those of the extras have one
+
+
 def check_versions() -> tuple[list[str], list[str]]:
-    """Installed packages against the versions that the tests ran with: older ones are problems, newer ones warnings."""
-    problems, warnings = [], []
-    if not CONSTRAINTS.is_file():
-        return [], [f"{CONSTRAINTS.name} is not here: versions are not checked."]
-    for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines():
-        name, _, tested = line.partition("==")
+    """
+    Installed packages against what setup.py asks for (others are problems), and against the versions that the tests ran
+    with in constraints.txt (others are warnings).
+    """
+    problems, warnings, installed = [], [], {}
+    for requirement in requirements():
+        name = requirement.name
         if name not in NEEDED:
             continue
         try:
-            installed = Version(version(name)).public
+            installed[name] = Version(version(name))
         except PackageNotFoundError:
             problems.append(f"Versions: {name} is not installed. pip install -c constraints.txt -e .")
             continue
-        if Version(installed) < Version(tested):
+        if not requirement.specifier.contains(installed[name], prereleases=True):
             problems.append(
-                f"Versions: {name} {installed} is older than {tested}. pip install -c constraints.txt -e ."
+                f"Versions: {name} {installed[name]} does not satisfy {requirement}. pip install -c constraints.txt -e ."
             )
-        elif Version(installed) > Version(tested):
-            warnings.append(f"{name} {installed} is newer than the tested {tested}.")
+            del installed[name]
+    if not CONSTRAINTS.is_file():
+        return problems, [*warnings, f"{CONSTRAINTS.name} is not here: tested versions are not known."]
+    for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines():
+        name, _, tested = line.partition("==")
+        if name in installed and installed[name].public != tested:
+            age = "newer" if installed[name] > Version(tested) else "older"
+            warnings.append(f"{name} {installed[name]} is {age} than the tested {tested}.")
     return problems, warnings
 
 
-__all__ = ["check_data", "check_versions", "check_weights"]
+__all__ = ["check_data", "check_versions", "check_weights", "requirements"]
