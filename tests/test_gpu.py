@@ -134,7 +134,7 @@ def arguments_of(checkpoint, repo, output, *arguments):
     argv = ["--model_name_or_path", checkpoint, "--output_dir", output, "--dataset_paths", repo, "--image_size", 28]
     argv += ["--dataset_weights", 1, "--max_steps", 3, "--logging_steps", 1, "--report_to", "none", "--bf16", "true"]
     argv += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-    argv += ["--gradient_accumulation_steps", 1, "--per_device_train_batch_size", 2, "--global_batch_size", 2]
+    argv += ["--per_device_train_batch_size", 2, "--global_batch_size", 2]
     argv += ["--dataloader_num_workers", 0, "--lora_dropout", 0.0, "--learning_rate", 0.01, *arguments]
     return list(map(str, argv))
 

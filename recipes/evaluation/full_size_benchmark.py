@@ -148,7 +148,7 @@ class FullSizeBenchmark:
         """Puts together what is known, and writes it."""
         state = self._state(folder)
         device, peaks = state.get("device", ""), state.get("peaks", {})
-        data_sheet = next((peak for name, (peak, _) in GPUS.items() if name in device), None)
+        data_sheet = next((card.peak for name, card in GPUS.items() if name in device), None)
         figures = {
             "device": device,
             "threads": state.get("threads"),

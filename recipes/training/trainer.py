@@ -207,6 +207,8 @@ class VggtQwen3Trainer(ResumableTrainer):
             logs |= {f"loss_{name}": value / steps for name, value in zip(names, sums.tolist(), strict=True)}
             self.loss_sums = {}
         if "loss" in logs:
+            # transformers takes the sum from itself to reset it; one that is not a number would stay in all later logs.
+            self._tr_loss.zero_()
             logs |= self.throughput.measure(self.accelerator)
         super().log(logs, start_time)
 
