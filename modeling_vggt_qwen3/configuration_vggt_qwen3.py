@@ -8,6 +8,11 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 
+# Attention implementations of the language model that can express the mask of packed scenes. Flash kernels know causal
+# attention and padding alone.
+PACKING_ATTENTION = ("sdpa", "eager", "flex_attention")
+
+
 @strict
 class VggtConfig(PreTrainedConfig):
     r"""
@@ -190,4 +195,4 @@ class VggtQwen3Config(PreTrainedConfig):
             raise ValueError("numbers_from 'head' needs an anchor head, but anchor_hidden_size is 0.")
 
 
-__all__ = ["VggtConfig", "VggtQwen3Config"]
+__all__ = ["PACKING_ATTENTION", "VggtConfig", "VggtQwen3Config"]

@@ -113,8 +113,8 @@ def pose_encoding_to_camera(pose_encoding: torch.Tensor, height: int, width: int
     """
     translation, quaternion, field_of_view = pose_encoding.split([3, 4, 2], dim=-1)
     extrinsics = torch.cat([quaternion_to_rotation(quaternion), translation[..., None]], dim=-1)
-    half_size = field_of_view.new_tensor([height / 2, width / 2])
-    focal_y, focal_x = (half_size / torch.tan(field_of_view / 2)).unbind(dim=-1)
+    tangent_y, tangent_x = torch.tan(field_of_view / 2).unbind(dim=-1)
+    focal_y, focal_x = height / 2 / tangent_y, width / 2 / tangent_x
     zero, one = torch.zeros_like(focal_x), torch.ones_like(focal_x)
     matrix = [focal_x, zero, one * width / 2, zero, focal_y, one * height / 2, zero, zero, one]
     return extrinsics, torch.stack(matrix, dim=-1).unflatten(-1, (3, 3))

@@ -5,6 +5,7 @@ Wang et al., "VGGT: Visual Geometry Grounded Transformer", CVPR 2025, arXiv 2503
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,6 @@ import torch
 from torch import nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
@@ -48,6 +48,75 @@ class VggtGeometry(ModelOutput):
     depth_confidence: torch.Tensor | None = None
     world_points: torch.Tensor | None = None
     pose_encodings: tuple[torch.Tensor, ...] | None = None
+
+
+class SceneLayout:
+    """
+    Which views of a padded batch are real, in Python numbers: the views of scenes of one number of views are brought
+    side by side, without padding, and back by slicing alone, so that the host need not wait for the device.
+
+    Args:
+        num_scenes, num_views (`int`): B and V of the padded batch.
+        view_mask (`torch.Tensor` of shape `[B, V]`, *optional*): As in [`VggtModel.forward`]; read if there are no counts.
+        view_counts (`Sequence[int]`, *optional*): Real views of each scene; all V without either.
+
+    Raises:
+        ValueError: as [`VggtModel.forward`].
+    """
+
+    def __init__(
+        self,
+        num_scenes: int,
+        num_views: int,
+        view_mask: torch.Tensor | None = None,
+        view_counts: Sequence[int] | None = None,
+    ):
+        if view_counts is None:
+            view_counts = [num_views] * num_scenes if view_mask is None else count_views(view_mask)
+        if len(view_counts) != num_scenes or not all(1 <= count <= num_views for count in view_counts):
+            raise ValueError(
+                f"view_counts {list(view_counts)} must be one number of 1 to {num_views} views for each of {num_scenes} "
+                "scenes."
+            )
+        self.num_views, self.counts = num_views, list(view_counts)
+        # Scenes by number of views, in their order otherwise.
+        self.order = sorted(range(num_scenes), key=lambda scene: self.counts[scene])
+        by_count = Counter(self.counts)
+        self.groups = [(by_count[count], count) for count in sorted(by_count)]  # (scenes, views of each)
+
+    @property
+    def is_padded(self) -> bool:
+        return self.groups != [(len(self.counts), self.num_views)]
+
+    def pack(self, states: torch.Tensor) -> torch.Tensor:
+        """`[B, V, ...]` becomes `[N, ...]`: the real views, by group."""
+        if not self.is_padded:
+            return states.flatten(0, 1)
+        return torch.cat([states[scene, : self.counts[scene]] for scene in self.order])
+
+    def unpack(self, states: torch.Tensor) -> torch.Tensor:
+        """The opposite of `pack`, with zeros for padding."""
+        if not self.is_padded:
+            return states.unflatten(0, (-1, self.num_views))
+        scenes = dict(zip(self.order, states.split([self.counts[scene] for scene in self.order]), strict=True))
+        padded = []
+        for scene, count in enumerate(self.counts):
+            padded += [scenes[scene], states.new_zeros(self.num_views - count, *states.shape[1:])]
+        return torch.cat(padded).unflatten(0, (-1, self.num_views))
+
+
+def count_views(view_mask: torch.Tensor) -> list[int]:
+    """
+    The number of real views of each scene of `view_mask [B, V]`; the host waits for the device.
+
+    Raises:
+        ValueError: if a scene's real views do not come first.
+    """
+    mask = view_mask.long()
+    counts, leading = torch.stack([mask.sum(dim=1), mask.cumprod(dim=1).sum(dim=1)]).tolist()
+    if counts != leading:
+        raise ValueError(f"A scene's real views must come first in view_mask, got {view_mask.tolist()}.")
+    return counts
 
 
 class VggtPreTrainedModel(PreTrainedModel):
@@ -132,25 +201,32 @@ class VggtModel(VggtPreTrainedModel):
         view_mask: torch.Tensor | None = None,
         output_hidden_states: bool = False,
         hidden_state_layers: Sequence[int] | None = None,
+        view_counts: Sequence[int] | None = None,
         **kwargs,
     ) -> BaseModelOutput:
         r"""
+        Views that are padding are not encoded. Layers run once for the views of all scenes; only the attention between
+        views runs once per number of views, for the scenes that have so many, without a mask.
+
         Args:
             pixel_values (`torch.Tensor` of shape `[B, V, 3, H, W]`): RGB in [0, 1], H and W multiples of the patch
                 size. Normalisation happens inside.
             view_mask (`torch.Tensor` of shape `[B, V]`, *optional*): True for real views, False for padding in
-                batches whose scenes have different numbers of views. View 0 must be real.
+                batches whose scenes have different numbers of views. A scene's real views come first, at least one.
             output_hidden_states (`bool`): Return the output of every alternating pair.
             hidden_state_layers (`Sequence[int]`, *optional*): Return the outputs of these pairs only, in this order;
                 no other is kept in memory.
+            view_counts (`Sequence[int]`, *optional*): The number of real views of each scene. With it `view_mask` is not
+                read; without it the host waits for the device to learn it from the mask.
 
         Returns:
             `BaseModelOutput` with `last_hidden_state [B, V, 1 + R + P, 2C]` (frame output, then global output, on
-            the channel axis) and, on request, `hidden_states`, a tuple of tensors of that shape.
+            the channel axis; zeros for padding) and, on request, `hidden_states`, a tuple of tensors of that shape.
 
         Raises:
             ValueError: if `pixel_values` is not five-dimensional, has no views, or H or W is not a multiple of the
-                patch size.
+                patch size; if `view_counts` is not one number of at most V views per scene, or no such number tells
+                which views `view_mask` means.
         """
         patch_size = self.config.patch_size
         if pixel_values.dim() != 5 or pixel_values.shape[1] == 0:
@@ -165,45 +241,50 @@ class VggtModel(VggtPreTrainedModel):
             hidden_state_layers = range(num_layers)
         wanted = [layer % num_layers for layer in hidden_state_layers or ()]
 
+        layout = SceneLayout(batch_size, num_views, view_mask, view_counts)
+        pixel_values = layout.pack(pixel_values)  # [N, 3, H, W], N real views
         pixel_values = (pixel_values - self.image_mean) / self.image_std
-        patches = self.backbone(pixel_values.flatten(0, 1)).last_hidden_state
-        patches = patches[:, 1 + self.config.num_register_tokens :]  # [B * V, P, C]
+        patches = self.backbone(pixel_values).last_hidden_state
+        patches = patches[:, 1 + self.config.num_register_tokens :]  # [N, P, C]
         special = torch.cat([self.camera_token, self.register_token], dim=2)  # [1, 2, 1 + R, C]
         special = torch.cat([special[:, :1], special[:, 1:].expand(-1, num_views - 1, -1, -1)], dim=1)
-        special = special.expand(batch_size, -1, -1, -1).flatten(0, 1).to(patches.dtype)  # [B * V, 1 + R, C]
-        hidden_states = torch.cat([special, patches], dim=1)  # [B * V, N, C]
+        special = layout.pack(special.expand(batch_size, -1, -1, -1)).to(patches.dtype)  # [N, 1 + R, C]
+        hidden_states = torch.cat([special, patches], dim=1)  # [N, T, C]
         num_tokens, channels = hidden_states.shape[1:]
 
         grid = height // patch_size, width // patch_size
         cos, sin = self.rotary_emb(*grid, self.num_special_tokens, hidden_states.device)
         frame_positions = (cos, sin)
-        global_positions = (cos.repeat(num_views, 1), sin.repeat(num_views, 1))
-        global_mask = None
-        if view_mask is not None:
-            global_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=hidden_states.view(batch_size, num_views * num_tokens, channels),
-                attention_mask=view_mask.bool().repeat_interleave(num_tokens, dim=1),
-            )
+        # Scenes of one number of views are a batch; of several, one long entry whose attention is told where they are.
+        if len(layout.groups) == 1:
+            scenes, scene_groups = layout.groups[0][0], None
+        else:
+            scenes, scene_groups = 1, [(count, views * num_tokens) for count, views in layout.groups]
+        views_together = len(hidden_states) // scenes
+        global_positions = (cos.repeat(views_together, 1), sin.repeat(views_together, 1))
 
         kept = {}
         pairs = zip(self.frame_blocks, self.global_blocks, strict=True)
         for layer, (frame_block, global_block) in enumerate(pairs):
             frame_output = frame_block(hidden_states, frame_positions)
             global_output = global_block(
-                frame_output.view(batch_size, num_views * num_tokens, channels), global_positions, global_mask
+                frame_output.view(scenes, views_together * num_tokens, channels), global_positions, None, scene_groups
             )
-            hidden_states = global_output.view(batch_size * num_views, num_tokens, channels)
+            hidden_states = global_output.view(-1, num_tokens, channels)
             if layer in wanted or layer == num_layers - 1:
-                output = torch.cat([frame_output, hidden_states], dim=-1)
-                output = output.view(batch_size, num_views, num_tokens, 2 * channels)
+                output = layout.unpack(torch.cat([frame_output, hidden_states], dim=-1))  # [B, V, T, 2C]
                 if layer in wanted:
                     kept[layer] = output
         return BaseModelOutput(
             last_hidden_state=output, hidden_states=tuple(kept[layer] for layer in wanted) if wanted else None
         )
 
-    def predict_geometry(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None = None) -> VggtGeometry:
+    def predict_geometry(
+        self,
+        pixel_values: torch.Tensor,
+        view_mask: torch.Tensor | None = None,
+        view_counts: Sequence[int] | None = None,
+    ) -> VggtGeometry:
         r"""
         Encodes scenes and runs the heads. Only the layers that the heads read are kept.
 
@@ -211,6 +292,7 @@ class VggtModel(VggtPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `[B, V, 3, H, W]`): As in [`~VggtModel.forward`].
             view_mask (`torch.Tensor` of shape `[B, V]`, *optional*): True for real views; what is returned for
                 padding means nothing.
+            view_counts (`Sequence[int]`, *optional*): As in [`~VggtModel.forward`].
 
         Returns:
             [`VggtGeometry`], float32. Without a camera head only depth and confidence, without a depth head only the
@@ -220,11 +302,16 @@ class VggtModel(VggtPreTrainedModel):
             ValueError: if the model has neither head, or as [`~VggtModel.forward`].
         """
         self._check_heads()
+        if view_mask is not None and view_counts is None:
+            view_counts = count_views(view_mask)
         outputs = self(
-            pixel_values, view_mask=view_mask, hidden_state_layers=self.config.depth_head_layers, return_dict=True
+            pixel_values,
+            hidden_state_layers=self.config.depth_head_layers,
+            view_counts=view_counts,
+            return_dict=True,
         )
         return self.decode_geometry(
-            outputs.last_hidden_state, outputs.hidden_states, tuple(pixel_values.shape[-2:]), view_mask
+            outputs.last_hidden_state, outputs.hidden_states, tuple(pixel_values.shape[-2:]), view_mask, view_counts
         )
 
     def decode_geometry(
@@ -233,6 +320,7 @@ class VggtModel(VggtPreTrainedModel):
         hidden_states: Sequence[torch.Tensor] | None,
         image_size: tuple[int, int],
         view_mask: torch.Tensor | None = None,
+        view_counts: Sequence[int] | None = None,
     ) -> VggtGeometry:
         r"""
         Runs the heads on what [`~VggtModel.forward`] returned; see [`~VggtModel.predict_geometry`].
@@ -243,9 +331,11 @@ class VggtModel(VggtPreTrainedModel):
                 `config.depth_head_layers`.
             image_size (`(int, int)`): Height and width of the views in pixels.
             view_mask (`torch.Tensor` of shape `[B, V]`, *optional*): True for real views.
+            view_counts (`Sequence[int]`, *optional*): The number of each scene's real views, beside `view_mask`.
         """
         self._check_heads()
         geometry = VggtGeometry()
+        layout = SceneLayout(*last_hidden_state.shape[:2], view_mask, view_counts)
         with torch.autocast(last_hidden_state.device.type, enabled=False):
             if self.camera_head is not None:
                 camera_tokens = last_hidden_state[:, :, 0].to(self.camera_head.token_norm.weight.dtype)
@@ -253,8 +343,9 @@ class VggtModel(VggtPreTrainedModel):
                 geometry.pose_encodings, geometry.pose_encoding = encodings, encodings[-1]
                 geometry.extrinsics, geometry.intrinsics = pose_encoding_to_camera(encodings[-1], *image_size)
             if self.depth_head is not None:
-                depth, confidence = self.depth_head(hidden_states, image_size)
-                geometry.depth, geometry.depth_confidence = depth.float(), confidence.float()
+                views = [layout.pack(layer)[None] for layer in hidden_states]  # [1, N, 1 + R + P, 2C]
+                depth, confidence = (layout.unpack(maps[0]).float() for maps in self.depth_head(views, image_size))
+                geometry.depth, geometry.depth_confidence = depth, confidence
             if self.camera_head is not None and self.depth_head is not None:
                 geometry.world_points = unproject_depth(geometry.depth, geometry.extrinsics, geometry.intrinsics)
         return geometry
@@ -333,4 +424,4 @@ def convert_vggt_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, to
     return converted
 
 
-__all__ = ["VggtGeometry", "VggtModel", "VggtPreTrainedModel", "convert_vggt_state_dict"]
+__all__ = ["VggtGeometry", "VggtModel", "VggtPreTrainedModel", "convert_vggt_state_dict", "count_views"]

@@ -5,7 +5,6 @@ import copy
 
 import torch
 from torch import nn
-from transformers.masking_utils import create_bidirectional_mask
 
 from .configuration_vggt_qwen3 import VggtConfig
 from .modeling_vggt_layers import VggtBlock
@@ -64,9 +63,8 @@ class VggtCameraHead(nn.Module):
         camera_tokens = self.token_norm(camera_tokens)
         attention_mask = None
         if view_mask is not None:
-            attention_mask = create_bidirectional_mask(
-                config=self.trunk_config, inputs_embeds=camera_tokens, attention_mask=view_mask.bool()
-            )
+            # That of sdpa. transformers would look at it on the host, which would wait for the device.
+            attention_mask = view_mask.bool()[:, None, None]  # [B, 1, 1, V]
         encodings, pose = [], None
         for _ in range(NUM_ITERATIONS):
             previous = self.empty_pose_tokens.expand(*camera_tokens.shape[:2], -1) if pose is None else pose.detach()

@@ -5,6 +5,7 @@ Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021, arXiv 2103
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -24,16 +25,23 @@ def position_embedding(channels: int, height: int, width: int, aspect_ratio: flo
     Sine-cosine embedding `[channels, height, width]`, float32, of the position in the image: the first half of the
     channels tells x, the second y. The image's diagonal has length 2, whatever its `aspect_ratio` (width / height).
     """
-    # float64, which some accelerators lack; a row and a column are all there is to compute.
-    frequencies = POSITION_THETA ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
     diagonal = (aspect_ratio**2 + 1) ** 0.5
-    halves = []
-    for size, span in ((width, aspect_ratio / diagonal), (height, 1 / diagonal)):
-        end = span * (size - 1) / size
-        angles = torch.linspace(-end, end, size, dtype=torch.float64)[None] * frequencies[:, None]
-        halves.append(torch.cat([angles.sin(), angles.cos()]).to(device, torch.float32))  # [channels / 2, size]
-    x, y = halves
+    x = axis_embedding(channels, width, aspect_ratio / diagonal, device)
+    y = axis_embedding(channels, height, 1 / diagonal, device)
     return torch.cat([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)])
+
+
+@lru_cache(maxsize=64)
+def axis_embedding(channels: int, size: int, span: float, device) -> torch.Tensor:
+    """
+    `[channels / 2, size]`, float32, of one axis. Kept: it is computed in float64, which some accelerators lack, and a copy to
+    the device makes the host wait.
+    """
+    end = span * (size - 1) / size
+    with torch.inference_mode(False):
+        frequencies = POSITION_THETA ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
+        angles = torch.linspace(-end, end, size, dtype=torch.float64)[None] * frequencies[:, None]
+        return torch.cat([angles.sin(), angles.cos()]).to(device, torch.float32)
 
 
 class VggtResidualUnit(nn.Module):

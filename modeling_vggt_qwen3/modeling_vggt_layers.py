@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transformer block of VGGT's alternating attention and camera head, and its 2-D rotary embedding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -63,6 +63,11 @@ def eager_attention_forward(
 
 
 class VggtAttention(nn.Module):
+    """
+    Self-attention in each batch entry; or, with `scene_groups`, in each scene of one long entry. A group `(scenes, tokens)`
+    is so many scenes, one after another, of so many tokens: they need no mask, and the layer runs once for all groups.
+    """
+
     def __init__(self, config: VggtConfig, qk_norm: bool = True):
         super().__init__()
         self.config = config
@@ -79,6 +84,7 @@ class VggtAttention(nn.Module):
         hidden_states: torch.Tensor,  # [batch, tokens, C]
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
+        scene_groups: Sequence[tuple[int, int]] | None = None,
     ) -> torch.Tensor:
         input_shape = hidden_states.shape[:-1]
         query, key, value = self.qkv(hidden_states).view(*input_shape, 3, -1, self.head_dim).unbind(dim=-3)
@@ -91,9 +97,22 @@ class VggtAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        output, _ = attention_interface(
-            self, query, key, value.transpose(1, 2), attention_mask, dropout=0.0, scaling=self.scaling
-        )
+        value = value.transpose(1, 2)  # [batch, heads, tokens, head_dim]
+        options = {"dropout": 0.0, "scaling": self.scaling}
+        if scene_groups is None:
+            output, _ = attention_interface(self, query, key, value, attention_mask, **options)
+        else:
+            outputs, start = [], 0
+            for num_scenes, num_tokens in scene_groups:
+                end = start + num_scenes * num_tokens
+                states = (
+                    states[0, :, start:end].unflatten(1, (num_scenes, num_tokens)).transpose(0, 1)
+                    for states in (query, key, value)
+                )
+                group_output, _ = attention_interface(self, *states, None, **options)
+                outputs.append(group_output.flatten(0, 1))  # [scenes * tokens, heads, head_dim]
+                start = end
+            output = torch.cat(outputs)
         return self.proj(output.reshape(*input_shape, -1))
 
 
@@ -137,9 +156,10 @@ class VggtBlock(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
+        scene_groups: Sequence[tuple[int, int]] | None = None,
     ) -> torch.Tensor:
         hidden_states = hidden_states + self.ls1(
-            self.attn(self.norm1(hidden_states), position_embeddings, attention_mask)
+            self.attn(self.norm1(hidden_states), position_embeddings, attention_mask, scene_groups)
         )
         return hidden_states + self.ls2(self.mlp(self.norm2(hidden_states)))
 

@@ -2,64 +2,32 @@
 """VGGT-Qwen3: the VGGT encoder's tokens of several views, projected into a causal language model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 
 import torch
 from torch import nn
+from torch.amp import is_autocast_available
 from transformers import AutoModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    BaseModelOutputWithPast,
-    BaseModelOutputWithPooling,
-    ModelOutput,
-)
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_vggt_qwen3 import VggtQwen3Config
+from .configuration_vggt_qwen3 import PACKING_ATTENTION, VggtQwen3Config
 from .generation_vggt_qwen3 import VggtQwen3GenerationMixin
 from .geometry_vggt_qwen3 import Cameras, prediction_to_geometry_inputs
 from .loss_vggt_qwen3 import VggtQwen3LMHead, chunked_causal_lm_loss
-from .modeling_vggt import VggtModel
-from .modeling_vggt_qwen3_anchor import VggtQwen3AnchorHead, anchor_losses
+from .modeling_vggt import VggtModel, count_views
+from .modeling_vggt_qwen3_anchor import VggtQwen3AnchorHead, anchor_losses, find_anchors
+from .modeling_vggt_qwen3_outputs import (
+    VggtQwen3CausalLMOutputWithPast,
+    VggtQwen3ImageFeatures,
+    VggtQwen3ModelOutputWithPast,
+)
 from .modeling_vggt_qwen3_projector import PROJECTORS, VggtQwen3GeometryEncoder, VggtQwen3PerceiverProjector
 from .module_modes_vggt_qwen3 import modes_to_set
-
-
-@dataclass
-class VggtQwen3ImageFeatures(BaseModelOutputWithPooling):
-    """
-    What the language model reads of each scene.
-
-    Args:
-        last_hidden_state (`torch.Tensor` of shape `[S, V, P, 2C * layers]`): The encoder's patch tokens.
-        pooler_output (`list[torch.Tensor]`): Per scene, image tokens `[T, hidden_size]` in the language model's space.
-        geometry_embeddings (`list[torch.Tensor]`): Per scene, one token per real view, `[V, hidden_size]`.
-        cameras (`Cameras`): Those that the geometry tokens are made of.
-    """
-
-    geometry_embeddings: list[torch.Tensor] | None = None
-    cameras: Cameras | None = None
-
-
-@dataclass
-class VggtQwen3ModelOutputWithPast(BaseModelOutputWithPast):
-    image_features: VggtQwen3ImageFeatures | None = None
-
-
-@dataclass
-class VggtQwen3CausalLMOutputWithPast(ModelOutput):
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor] | None = None
-    attentions: tuple[torch.Tensor] | None = None
-    image_features: VggtQwen3ImageFeatures | None = None
-    losses: dict[str, torch.Tensor] | None = None
-    anchors: torch.Tensor | None = None
 
 
 class VggtQwen3PreTrainedModel(PreTrainedModel):
@@ -86,6 +54,13 @@ class VggtQwen3PreTrainedModel(PreTrainedModel):
         elif isinstance(module, VggtQwen3AnchorHead):
             for embedding in (module.token_embedding, module.no_camera_embedding):
                 init.normal_(embedding, std=self.config.initializer_range)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs):
+        """As transformers'; the backbone, whose config is not a part of ours, gets what its encoder gets."""
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, VggtModel):
+                module.backbone.config._attn_implementation = module.config._attn_implementation
 
     def train(self, mode: bool = True):
         """
@@ -129,23 +104,35 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_anchor, 0))
         return torch.where(is_anchor[..., None], self.anchor_head.token_embedding.to(embeddings.dtype), embeddings)
 
-    def encode_views(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def encode_views(
+        self,
+        pixel_values: torch.Tensor,
+        view_mask: torch.Tensor | None = None,
+        view_counts: Sequence[int] | None = None,
+    ) -> torch.Tensor:
         """The patch tokens that the projector reads, `[S, V, P, 2C * layers]`, of `pixel_values [S, V, 3, H, W]`."""
-        return self._patch_features(self._run_encoder(pixel_values, view_mask, self.config.vision_feature_layers))
+        layers = self.config.vision_feature_layers
+        return self._patch_features(self._run_encoder(pixel_values, view_mask, view_counts, layers))
 
     def _run_encoder(
-        self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None, layers: Sequence[int]
+        self,
+        pixel_values: torch.Tensor,
+        view_mask: torch.Tensor | None,
+        view_counts: Sequence[int] | None,
+        layers: Sequence[int],
     ) -> BaseModelOutput:
         # A frozen encoder keeps no activations. In autocast's own type it needs no autocast either: without, its tokens
         # and cameras are those of inference and of a feature store.
         encoder_trains = any(parameter.requires_grad for parameter in self.vision_model.parameters())
         device = pixel_values.device.type
-        own_type = not encoder_trains and self.vision_model.camera_token.dtype == torch.get_autocast_dtype(device)
-        with (
-            torch.set_grad_enabled(torch.is_grad_enabled() and encoder_trains),
-            torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not own_type),
-        ):
-            return self.vision_model(pixel_values, view_mask=view_mask, hidden_state_layers=layers)
+        autocast = nullcontext()
+        if not encoder_trains and is_autocast_available(device) and torch.is_autocast_enabled(device):
+            own_type = self.vision_model.camera_token.dtype == torch.get_autocast_dtype(device)
+            autocast = torch.autocast(device, enabled=not own_type)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and encoder_trains), autocast:
+            return self.vision_model(
+                pixel_values, view_mask=view_mask, view_counts=view_counts, hidden_state_layers=layers
+            )
 
     def _patch_features(self, outputs: BaseModelOutput) -> torch.Tensor:
         first_patch = 1 + self.config.vision_config.num_register_tokens
@@ -153,7 +140,10 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         return torch.cat([layer[:, :, first_patch:] for layer in layers], dim=-1)
 
     def encode_views_and_geometry(
-        self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        view_mask: torch.Tensor | None = None,
+        view_counts: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """
         As [`~VggtQwen3Model.encode_views`], and the cameras that VGGT's heads predict from the same pass: extrinsics,
@@ -165,13 +155,14 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         self.config.check_geometry_source()
         feature_layers = list(self.config.vision_feature_layers)
         layers = feature_layers + list(self.config.vision_config.depth_head_layers)
-        outputs = self._run_encoder(pixel_values, view_mask, layers)
+        outputs = self._run_encoder(pixel_values, view_mask, view_counts, layers)
         with torch.no_grad():
             geometry = self.vision_model.decode_geometry(
                 outputs.last_hidden_state,
                 outputs.hidden_states[len(feature_layers) :],
                 tuple(pixel_values.shape[-2:]),
                 view_mask,
+                view_counts,
             )
             cameras = prediction_to_geometry_inputs(
                 geometry.extrinsics,
@@ -193,6 +184,7 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         geometry_mask: torch.Tensor | None = None,
         vision_features: torch.Tensor | None = None,
         camera_encodings: torch.Tensor | None = None,
+        view_counts: Sequence[int] | None = None,
         **kwargs,
     ) -> VggtQwen3ImageFeatures:
         r"""
@@ -205,12 +197,16 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         source = self.config.geometry_source
         if source != "dataset":
             extrinsics = None
+        if view_mask is not None and view_counts is None:
+            view_counts = count_views(view_mask)
+        elif view_mask is None and view_counts is not None:
+            raise ValueError("view_counts says how many views of view_mask are real: give both.")
         if vision_features is None:
             if source == "predicted":
-                features, cameras = self.encode_views_and_geometry(pixel_values, view_mask)
+                features, cameras = self.encode_views_and_geometry(pixel_values, view_mask, view_counts)
                 extrinsics, intrinsics, depth_histogram, geometry_mask = cameras
             else:
-                features = self.encode_views(pixel_values, view_mask)
+                features = self.encode_views(pixel_values, view_mask, view_counts)
             grid = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
         else:
             if source == "predicted":
@@ -223,7 +219,7 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
                 geometry_mask = intrinsics[..., 2, 2] > 0  # where the prediction is no camera all is zero
             grid = tuple(vision_features.shape[2:4])
             features = vision_features.flatten(2, 3).to(self.projector.input_norm.weight.dtype)
-        image_embeddings = self.projector(features, grid, view_mask)
+        image_embeddings = self.projector(features, grid, view_mask, view_counts)
 
         num_scenes, num_views = features.shape[:2]
         height, width = grid[0] * patch_size, grid[1] * patch_size
@@ -235,10 +231,10 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         elif geometry_mask is None:
             geometry_mask = torch.ones(num_scenes, num_views, dtype=torch.bool, device=features.device)
         geometry = self.geometry_encoder(extrinsics, intrinsics, depth_histogram, geometry_mask, (height, width))
-        if view_mask is None:
+        if view_counts is None:
             geometry_embeddings = list(geometry)
         else:
-            geometry_embeddings = [scene[mask] for scene, mask in zip(geometry, view_mask.bool(), strict=True)]
+            geometry_embeddings = [scene[:count] for scene, count in zip(geometry, view_counts, strict=True)]
         cameras = Cameras(extrinsics, intrinsics, depth_histogram, geometry_mask.bool(), view_mask, (height, width))
         return VggtQwen3ImageFeatures(
             last_hidden_state=features,
@@ -247,18 +243,26 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             cameras=cameras,
         )
 
-    def get_placeholder_mask(
-        self, input_ids: torch.LongTensor, token_id: int, embeddings: torch.Tensor, name: str
+    def get_placeholder_indices(
+        self,
+        input_ids: torch.LongTensor,
+        token_id: int,
+        embeddings: torch.Tensor,
+        name: str,
+        indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Where `token_id` stands in `input_ids`, `[B, L, 1]`. Raises ValueError if their number is not that of `embeddings`."""
-        mask = input_ids == token_id
-        num_tokens = int(mask.sum())
-        if num_tokens != embeddings.shape[0]:
+        """
+        Where `token_id` stands in the flattened `input_ids`: `indices`, if the batch brings them, else looked up, for which the
+        host waits for the device. Raises ValueError if their number is not that of `embeddings`.
+        """
+        if indices is None:
+            indices = (input_ids == token_id).flatten().nonzero()[:, 0]
+        if len(indices) != len(embeddings):
             raise ValueError(
-                f"The text has {num_tokens} {name} placeholders (token id {token_id}), but the images give "
-                f"{embeddings.shape[0]} {name} features."
+                f"The text has {len(indices)} {name} placeholders (token id {token_id}), but the images give "
+                f"{len(embeddings)} {name} features."
             )
-        return mask.unsqueeze(-1)
+        return indices
 
     def create_packed_mask(
         self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, segment_ids: torch.Tensor
@@ -267,10 +271,16 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         The mask of packed scenes: a token sees, causally, the prefix (segment 0) and its own segment.
 
         Raises:
-            ValueError: if the language model has layers that are not full attention; their window counts tokens,
-                which are not adjacent in a packed sequence.
+            ValueError: if the language model has layers that are not full attention (their window counts tokens,
+                which are not adjacent in a packed sequence), or its attention implementation cannot express the mask.
         """
         text_config = self.config.text_config
+        if text_config._attn_implementation not in PACKING_ATTENTION:
+            raise ValueError(
+                f"attn_implementation {text_config._attn_implementation!r} of the language model cannot express the mask "
+                f"of packed scenes (segment_ids): their questions would see each other's answers. Use one of "
+                f"{', '.join(PACKING_ATTENTION)}; the encoder may have another."
+            )
         if set(getattr(text_config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
             raise ValueError("Packed scenes need a language model with full attention in all layers.")
 
@@ -304,6 +314,9 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         vision_features: torch.Tensor | None = None,
         camera_encodings: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, VggtQwen3ImageFeatures] | None = None,
+        view_counts: Sequence[int] | None = None,
+        image_indices: torch.Tensor | None = None,
+        geometry_indices: torch.Tensor | None = None,
         **kwargs,
     ) -> VggtQwen3ModelOutputWithPast:
         r"""Arguments as in [`VggtQwen3ForConditionalGeneration.forward`]."""
@@ -328,16 +341,19 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
                 geometry_mask,
                 vision_features,
                 camera_encodings,
+                view_counts,
                 return_dict=True,
             )
         if image_features is not None:
-            for name, token_id, embeddings in (
-                ("image", self.config.image_token_id, image_features.pooler_output),
-                ("geometry", self.config.geometry_token_id, image_features.geometry_embeddings),
+            config = self.config
+            for name, token_id, embeddings, indices in (
+                ("image", config.image_token_id, image_features.pooler_output, image_indices),
+                ("geometry", config.geometry_token_id, image_features.geometry_embeddings, geometry_indices),
             ):
                 embeddings = torch.cat(embeddings).to(inputs_embeds.device, inputs_embeds.dtype)
-                mask = self.get_placeholder_mask(input_ids, token_id, embeddings, name)
-                inputs_embeds = inputs_embeds.masked_scatter(mask, embeddings)
+                indices = self.get_placeholder_indices(input_ids, token_id, embeddings, name, indices)
+                flat = inputs_embeds.flatten(0, 1).index_copy(0, indices, embeddings)
+                inputs_embeds = flat.view_as(inputs_embeds)
         elif self.training:
             # A batch without images still runs every module, on one dummy view and times zero: under ZeRO-3 and
             # DDP all ranks must run the same modules in every step.
@@ -411,6 +427,12 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
         num_anchors_in_batch: torch.Tensor | int | None = None,
         loss_weights: dict[str, float] | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        view_counts: Sequence[int] | None = None,
+        image_indices: torch.Tensor | None = None,
+        geometry_indices: torch.Tensor | None = None,
+        label_indices: torch.Tensor | None = None,
+        anchor_positions: torch.Tensor | None = None,
+        anchors_per_scene: int | None = None,
         **kwargs,
     ) -> VggtQwen3CausalLMOutputWithPast:
         r"""
@@ -441,6 +463,16 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
             num_anchors_in_batch (`int`): Boxes that the anchor losses are averaged over; by default those given.
             loss_weights (`dict[str, float]`): Weights of `losses` in `loss`; 1 by default.
             logits_to_keep (`int` or `torch.Tensor`): Positions to compute logits for; 0 for all.
+            view_counts (`list[int]`): The number of real views of each scene, beside `view_mask`.
+            image_indices, geometry_indices (`[number of placeholders]`): Where the placeholders stand, row by row, in the
+                flattened `input_ids`.
+            label_indices (`[N]`): Where, in the flattened `labels`, the tokens stand that are followed by a label.
+            anchor_positions (`[A, 3]`): Of each `<|anchor|>`, row by row, where it stands in the flattened `input_ids`, the
+                index of its scene (-1 for a text without images) and its number among that scene's.
+            anchors_per_scene (`int`): The largest such number plus 1.
+
+        These last six are looked up in the other inputs if they are not given; the host waits for the device each time. A
+        packed batch brings them (`recipes.training.collator`).
 
         Returns:
             `VggtQwen3CausalLMOutputWithPast`: beside the usual, of a model with an anchor head `anchors [A, 9]`, the boxes
@@ -467,15 +499,21 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
             vision_features=vision_features,
             camera_encodings=camera_encodings,
             mm_encoder_outputs=mm_encoder_outputs,
+            view_counts=view_counts,
+            image_indices=image_indices,
+            geometry_indices=geometry_indices,
             return_dict=True,
             **kwargs,
         )
         hidden_states, shift_labels = outputs.last_hidden_state, None
         if labels is not None and self.training:
             # Most tokens are prompts: their logits, a vocabulary wide, would be computed for nothing.
-            shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
-            answered = shift_labels != -100
-            hidden_states, shift_labels = hidden_states[answered], shift_labels[answered]
+            if label_indices is None:
+                label_indices = (
+                    (nn.functional.pad(labels[:, 1:], (0, 1), value=-100) != -100).flatten().nonzero()[:, 0]
+                )
+            hidden_states = hidden_states.flatten(0, 1).index_select(0, label_indices)
+            shift_labels = labels.flatten().index_select(0, label_indices + 1)
             logits = None if self.loss_chunk_size else self.lm_head(hidden_states)
         else:
             logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
@@ -493,7 +531,9 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
             )
         anchors, losses = None, None
         if self.model.anchor_head is not None and input_ids is not None:
-            anchors, losses = self._run_anchor_head(input_ids, outputs, anchor_targets, num_anchors_in_batch)
+            anchors, losses = self._run_anchor_head(
+                input_ids, outputs, anchor_targets, num_anchors_in_batch, anchor_positions, anchors_per_scene
+            )
             if loss is not None:
                 losses = {"language": loss} | losses
                 loss = sum(losses[name] * (loss_weights or {}).get(name, 1.0) for name in losses)
@@ -514,36 +554,44 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
         outputs: VggtQwen3ModelOutputWithPast,
         targets: torch.Tensor | None,
         num_anchors: torch.Tensor | int | None,
+        positions: torch.Tensor | None,
+        anchors_per_scene: int | None,
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         cache = outputs.past_key_values
         if not self.training and cache is not None and cache.get_seq_length() > input_ids.shape[1]:
             return None, {}  # a step of decoding, or what follows a shared prefix: see `answer_questions`
-        rows, columns = (input_ids == self.config.anchor_token_id).nonzero(as_tuple=True)
-        with_images = (input_ids == self.config.image_token_id).any(dim=1)
-        scenes = torch.where(with_images, with_images.cumsum(0) - 1, -1)[rows]
-        hidden_states = outputs.last_hidden_state[rows, columns]
+        if positions is None:
+            positions, anchors_per_scene = find_anchors(
+                input_ids, self.config.anchor_token_id, self.config.image_token_id
+            )
+        indices, scenes, numbers = positions.unbind(dim=1)
+        hidden_states = outputs.last_hidden_state.flatten(0, 1).index_select(0, indices)
         features = outputs.image_features
         if not self.training:
-            return (self.model.anchor_head(hidden_states, scenes, features)[0] if len(rows) else None), {}
+            if not len(indices):
+                return None, {}
+            return self.model.anchor_head(hidden_states, scenes, features, numbers, anchors_per_scene)[0], {}
         # A batch without anchors, or without images, still runs every module (see `VggtQwen3Model.forward`): for one
         # more anchor in the first scene, or in the dummy one, times zero.
-        first = torch.zeros(1, dtype=scenes.dtype, device=scenes.device)
         boxes, log_attention = self.model.anchor_head(
-            torch.cat([hidden_states, outputs.last_hidden_state[:1, 0]]), torch.cat([scenes, first]), features
+            torch.cat([hidden_states, outputs.last_hidden_state[:1, 0]]),
+            nn.functional.pad(scenes, (0, 1)),
+            features,
+            nn.functional.pad(numbers, (0, 1), value=anchors_per_scene),
+            anchors_per_scene + 1,
         )
         boxes, unused = boxes[:-1], boxes[-1]
         if targets is None:
             targets = boxes.new_full(boxes.shape, torch.nan)
         if len(targets) != len(boxes):
             raise ValueError(f"Got {len(targets)} anchor_targets for {len(boxes)} <|anchor|> tokens.")
-        given = targets.isfinite().all(dim=-1)
         # In float32, like the head's own geometry: of a few metres bfloat16 keeps centimetres.
         with torch.autocast(boxes.device.type, enabled=False):
             losses = anchor_losses(
-                boxes[given],
-                targets[given],
-                scenes[given],
-                log_attention[:-1][given],
+                boxes,
+                targets,
+                scenes,
+                log_attention[:-1],
                 features.cameras,
                 self.config.vision_config.patch_size,
                 num_anchors,

@@ -74,39 +74,47 @@ class VggtQwen3AnchorHead(nn.Module):
         hidden_states: torch.Tensor,  # [A, hidden_size] of the `<|anchor|>` tokens
         scenes: torch.Tensor,  # [A] index of each one's scene in image_features, -1 for a text without images
         image_features=None,  # VggtQwen3ImageFeatures; None if no text has images
+        numbers: torch.Tensor | None = None,  # [A] which of its scene's anchors each one is
+        anchors_per_scene: int | None = None,  # the largest of `numbers`, plus 1
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Boxes `[A, 9]`, float32: centre, extent, normal. And where each anchor points: the logarithm of its attention over
         its scene's patches, `[A, V * P]` (of an anchor without a scene it means nothing); None without `image_features`.
+        Without `numbers` they are counted, for which the host waits for the device.
         """
         queries = self.query_proj(self.query_norm(hidden_states))
         points = torch.zeros(len(queries), 6, device=queries.device)
         pointed, log_attention = torch.zeros_like(queries), None
-        seen = scenes >= 0
         if image_features is not None and len(queries):
-            # Anchors of one scene side by side: its tokens are not repeated for each of them.
-            rows = torch.zeros_like(scenes)
-            for scene in scenes[seen].unique():
-                members = scenes == scene
-                rows[members] = torch.arange(int(members.sum()), device=scenes.device)
+            if numbers is None:
+                numbers, anchors_per_scene = number_anchors(scenes)
+            # Anchors of one scene side by side: its tokens are not repeated for each of them. Those without a scene get a
+            # place that is not read.
             context, hidden, places = self._context(image_features)
-            padded = queries.new_zeros(len(context), int(rows.max()) + 1, queries.shape[-1])
-            padded = padded.index_put((scenes[seen], rows[seen]), queries[seen])
+            seen, num_places = scenes >= 0, len(context) * anchors_per_scene
+            place = scenes * anchors_per_scene + numbers
+            padded = queries.new_zeros(num_places + 1, queries.shape[-1])
+            padded = padded.index_copy(0, torch.where(seen, place, num_places), queries)
+            padded = padded[:num_places].unflatten(0, (-1, anchors_per_scene))  # [S, anchors_per_scene, size]
             for layer in self.layers:
                 padded = layer(padded, context, hidden)
             keys = self.pointer_key(self.context_norm(context))
             scores = self.pointer_query(self.output_norm(padded)) @ keys.transpose(1, 2) * keys.shape[-1] ** -0.5
             if hidden is not None:
                 scores = scores.masked_fill(hidden[:, None], torch.finfo(scores.dtype).min)
-            log_weights = scores.float().log_softmax(dim=-1)  # [S, A, V * P]
+            log_weights = scores.float().log_softmax(dim=-1)  # [S, anchors_per_scene, V * P]
             weights = log_weights.exp()
-            log_attention = log_weights[scenes.clamp(min=0), rows]
             with torch.autocast(weights.device.type, enabled=False):
                 places = weights @ places
             attended = weights.to(context.dtype) @ context
-            queries = queries.index_put((seen.nonzero()[:, 0],), padded[scenes[seen], rows[seen]])
-            pointed = pointed.index_put((seen.nonzero()[:, 0],), attended[scenes[seen], rows[seen]])
-            points = points.index_put((seen.nonzero()[:, 0],), places[scenes[seen], rows[seen]])
+            place = torch.where(seen, place, 0)
+            log_attention, attended, places, padded = (
+                states.flatten(0, 1).index_select(0, place) for states in (log_weights, attended, places, padded)
+            )
+            queries, pointed, points = (
+                torch.where(seen[:, None], states, unseen)
+                for states, unseen in ((padded, queries), (attended, pointed), (places, points))
+            )
         box = self.box_mlp(torch.cat([self.output_norm(queries), pointed], dim=-1)).float()
         center, log_extent, normal = box.split(3, dim=-1)
         normal = nn.functional.normalize(points[:, 3:] + normal, dim=-1)
@@ -136,6 +144,29 @@ class VggtQwen3AnchorHead(nn.Module):
         if cameras.view_mask is not None:
             hidden = ~cameras.view_mask.bool().repeat_interleave(num_patches, dim=1)
         return tokens.flatten(1, 2), hidden, places
+
+
+def number_anchors(scenes: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """
+    Which of its scene's anchors each one is, of the scenes `[A]` of anchors (-1 for none), and the largest such number
+    plus 1. The host waits for the device.
+    """
+    same = scenes[:, None] == scenes
+    numbers = same.tril(diagonal=-1).sum(dim=1)
+    return numbers, int(numbers.max()) + 1 if len(numbers) else 0
+
+
+def find_anchors(input_ids: torch.Tensor, anchor_token_id: int, image_token_id: int) -> tuple[torch.Tensor, int]:
+    """
+    The `anchor_positions` and `anchors_per_scene` of `input_ids [B, L]`, as
+    [`~modeling_vggt_qwen3.VggtQwen3ForConditionalGeneration.forward`] takes them. The host waits for the device, if that is
+    where the tokens are.
+    """
+    indices = (input_ids == anchor_token_id).flatten().nonzero()[:, 0]
+    with_images = (input_ids == image_token_id).any(dim=1)
+    scenes = torch.where(with_images, with_images.cumsum(0) - 1, -1)[indices // input_ids.shape[1]]
+    numbers, anchors_per_scene = number_anchors(scenes)
+    return torch.stack([indices, scenes, numbers], dim=1), anchors_per_scene
 
 
 def patch_rays(cameras: Cameras, patch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -188,32 +219,40 @@ def anchor_losses(
     a quarter of the box's mean size wide.
 
     Args:
-        boxes, targets (`torch.Tensor` of shape `[A, 9]`): Centre, extent and normal in view 0's frame, metres.
+        boxes, targets (`torch.Tensor` of shape `[A, 9]`): Centre, extent and normal in view 0's frame, metres. Targets that
+            are not finite are none: their boxes count nowhere.
         scenes (`torch.Tensor` of shape `[A]`): Scene of each box, -1 for none.
         log_attention (`torch.Tensor` of shape `[A, V * P]`): Where each points, as the head returns it.
         cameras (`Cameras`): Of the scenes.
         patch_size (`int`): Side of a patch in pixels.
-        num_anchors (*optional*): Boxes to average over: those of all processes and accumulated batches; by default A.
+        num_anchors (*optional*): Boxes to average over: those of all processes and accumulated batches; by default those
+            that have targets.
     """
-    count = len(boxes) if num_anchors is None else num_anchors
+    # Nothing here depends on values that the host would have to wait for: what does not count is multiplied by zero.
+    given = targets.isfinite().all(dim=-1)  # [A]
+    boxes, targets = (torch.where(given[:, None], numbers, 0.0) for numbers in (boxes, targets))
+    count = given.sum() if num_anchors is None else num_anchors
     count = count.clamp(min=1) if torch.is_tensor(count) else max(count, 1)
     action = nn.functional.smooth_l1_loss(boxes, targets, reduction="sum", beta=SMOOTH_L1_BETA)
     scene_of_box = scenes.clamp(min=0)
     extrinsics, intrinsics = (tensor[scene_of_box] for tensor in cameras.relative())
     height, width = cameras.image_size
-    size = boxes.new_tensor([width, height])
 
     def project(centers):
         points = (extrinsics[..., :3] @ centers[:, None, :, None])[..., 0] + extrinsics[..., 3]  # [A, V, 3]
         pixels = points[..., :2] / points[..., 2:].clamp(min=MINIMUM_DEPTH)
         focal_lengths = intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]
-        return pixels * focal_lengths + intrinsics[..., :2, 2], points[..., 2]
+        column, row = (pixels * focal_lengths + intrinsics[..., :2, 2]).unbind(dim=-1)
+        # In pictures. Sizes as a tensor would be a copy to the device, for which the host waits.
+        return torch.stack([column / width, row / height], dim=-1), points[..., 2]
 
-    true_pixels, true_depth = project(targets[:, :3])
-    inside = ((true_pixels > -0.5) & (true_pixels < size - 0.5)).all(dim=-1)
-    sees = inside & (true_depth > MINIMUM_DEPTH) & cameras.mask[scene_of_box] & (scenes >= 0)[:, None]  # [A, V]
-    pixels, _ = project(boxes[:, :3])
-    distance = nn.functional.smooth_l1_loss(pixels / size, true_pixels / size, reduction="none", beta=SMOOTH_L1_BETA)
+    true_place, true_depth = project(targets[:, :3])
+    column, row = true_place.unbind(dim=-1)
+    inside = (column > -0.5 / width) & (column < 1 - 0.5 / width) & (row > -0.5 / height) & (row < 1 - 0.5 / height)
+    sees = inside & (true_depth > MINIMUM_DEPTH) & cameras.mask[scene_of_box]  # [A, V]
+    sees = sees & (given & (scenes >= 0))[:, None]
+    place, _ = project(boxes[:, :3])
+    distance = nn.functional.smooth_l1_loss(place, true_place, reduction="none", beta=SMOOTH_L1_BETA)
     of_anchor = (distance.mean(dim=-1) * sees).sum(dim=1) / sees.sum(dim=1).clamp(min=1)
 
     origins, rays, _ = (tensor[scene_of_box] for tensor in patch_rays(cameras, patch_size))
@@ -221,10 +260,11 @@ def anchor_losses(
     distance = torch.linalg.cross(nn.functional.normalize(rays, dim=-1), to_center.expand_as(rays)).norm(dim=-1)
     radius = targets[:, None, None, 3:6].mean(dim=-1).clamp(min=MINIMUM_DEPTH) / 4
     near = -0.5 * (distance / radius).square().masked_fill(~sees[..., None], torch.inf).flatten(1)  # [A, V * P]
-    seen = sees.any(dim=1)
-    near = near[seen].softmax(dim=-1)
+    seen = sees.any(dim=1, keepdim=True)
+    near = torch.where(seen, near, 0.0).softmax(dim=-1)
     # Attention to padded views is exactly zero, and so is what they count.
-    pointing = -(near * log_attention[seen].clamp(min=torch.finfo(torch.float32).min)).sum()
+    log_attention = torch.where(seen, log_attention, 0.0).clamp(min=torch.finfo(torch.float32).min)
+    pointing = -(near * log_attention).sum()
     return {
         "action_json": action / 9 / count,
         "geometry_consistency": of_anchor.sum() / count,
@@ -232,4 +272,4 @@ def anchor_losses(
     }
 
 
-__all__ = ["VggtQwen3AnchorHead", "anchor_losses", "patch_rays"]
+__all__ = ["VggtQwen3AnchorHead", "anchor_losses", "find_anchors", "patch_rays"]

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What stands between VGGT and the language model: the projectors of its patch tokens, and the encoder of the cameras."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_vggt_qwen3 import VggtQwen3Config
 from .geometry_vggt_qwen3 import normalized_intrinsics, relative_extrinsics
 from .modeling_vggt_layers import eager_attention_forward
+
+
+def projector_attention(config: VggtQwen3Config) -> str:
+    """
+    eager or sdpa: padded views need a mask, which flash kernels do not know, and flex_attention's is made by waiting for the
+    device; a few latents are little work for any.
+    """
+    return "eager" if config._attn_implementation == "eager" else "sdpa"
 
 
 class VggtQwen3PerceiverAttention(nn.Module):
@@ -40,7 +47,7 @@ class VggtQwen3PerceiverAttention(nn.Module):
             )
         )
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            projector_attention(self.config), eager_attention_forward
         )
         output, _ = attention_interface(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling)
         return self.o_proj(output.flatten(-2))
@@ -95,17 +102,18 @@ class VggtQwen3PerceiverProjector(nn.Module):
         features: torch.Tensor,  # [S, V, P, 2C * layers]
         grid: tuple[int, int],
         view_mask: torch.Tensor | None = None,  # [S, V]
+        view_counts: Sequence[int] | None = None,  # real views of each scene; read by the other projector
     ) -> list[torch.Tensor]:
         context = self.input_proj(self.input_norm(features)).flatten(1, 2)  # [S, V * P, D]
         latents = self.latents.expand(context.shape[0], -1, -1)
         attention_mask = None
         if view_mask is not None:
-            attention_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=latents,
-                attention_mask=view_mask.bool().repeat_interleave(features.shape[2], dim=1),
-                encoder_hidden_states=context,
-            )
+            # Not by transformers' functions, which look at the mask on the host: it would wait for the device.
+            attention_mask = view_mask.bool().repeat_interleave(features.shape[2], dim=1)[:, None, None]
+            if projector_attention(self.config) == "eager":
+                attention_mask = torch.zeros_like(attention_mask, dtype=context.dtype).masked_fill(
+                    ~attention_mask, torch.finfo(context.dtype).min
+                )
         for layer in self.layers:
             latents = layer(latents, context, attention_mask)
         return list(self.output_proj(self.output_norm(latents)))  # S × [num_latents, hidden_size]
@@ -123,7 +131,11 @@ class VggtQwen3MLPProjector(nn.Module):
         self.output_proj = nn.Linear(config.projector_hidden_size, config.text_config.hidden_size)
 
     def forward(
-        self, features: torch.Tensor, grid: tuple[int, int], view_mask: torch.Tensor | None = None
+        self,
+        features: torch.Tensor,
+        grid: tuple[int, int],
+        view_mask: torch.Tensor | None = None,  # read by the other projector
+        view_counts: Sequence[int] | None = None,  # real views of each scene, which come first
     ) -> list[torch.Tensor]:
         rows, columns = grid
         features = features.unflatten(2, grid)  # [S, V, rows, columns, F]
@@ -134,9 +146,9 @@ class VggtQwen3MLPProjector(nn.Module):
         features = features.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))  # [S, V, rows/2, 2, columns/2, 2, F]
         features = features.transpose(3, 4).flatten(4).flatten(2, 3)  # [S, V, T, 4F]
         tokens = self.output_proj(self.act(self.input_proj(self.input_norm(features))))  # [S, V, T, hidden_size]
-        if view_mask is None:
+        if view_counts is None:
             return list(tokens.flatten(1, 2))
-        return [scene[mask].flatten(0, 1) for scene, mask in zip(tokens, view_mask.bool(), strict=True)]
+        return [scene[:count].flatten(0, 1) for scene, count in zip(tokens, view_counts, strict=True)]
 
 
 PROJECTORS = {"perceiver": VggtQwen3PerceiverProjector, "mlp": VggtQwen3MLPProjector}

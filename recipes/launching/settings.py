@@ -9,6 +9,7 @@ from recipes.training.arguments import (
     CONFIGS,
     DataArguments,
     ModelArguments,
+    check_attention,
     check_data_arguments,
     check_loss_heads,
     make_parser,
@@ -60,6 +61,7 @@ def read_settings(stage: str, argv: list[str]) -> Namespace:
     settings = parser.parse_args(with_yaml(argv, parser))
     check_data_arguments(data_arguments(settings))
     check_loss_heads(model_arguments(settings))
+    check_attention(model_arguments(settings))
     return settings
 
 

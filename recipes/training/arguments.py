@@ -15,8 +15,11 @@ from accelerate.utils import DeepSpeedPlugin
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+from transformers.integrations.hub_kernels import is_kernel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_vggt_qwen3 import VggtQwen3Config
+from modeling_vggt_qwen3.configuration_vggt_qwen3 import PACKING_ATTENTION
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -26,7 +29,20 @@ LOSSES = ("language", "action_json", "geometry_consistency", "pointing")
 @dataclass
 class ModelArguments:
     model_name_or_path: str = field(metadata={"help": "Checkpoint to start from: a folder or a Hub repository."})
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager, flex_attention."})
+    attn_implementation: str = field(
+        default="sdpa",
+        metadata={
+            "help": "sdpa, eager or flex_attention: of the language model, which needs the mask of packed scenes, and of "
+            "the encoder unless it has its own."
+        },
+    )
+    vision_attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of the encoder, which needs no mask: flash_attention_2, flash_attention_3 or a kernel of the Hub too; "
+            "by default attn_implementation."
+        },
+    )
     freeze_vision: bool = field(default=True, metadata={"help": "Freeze the VGGT encoder."})
     freeze_text: bool = field(default=False, metadata={"help": "Freeze the language model; LoRA still trains."})
     freeze_text_layers: list[int] = field(
@@ -154,6 +170,11 @@ class SftArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default="auto", metadata={"help": "auto (the last checkpoint in output_dir, if any), none, or a folder."}
     )
+    # transformers' default looks at every micro-step's loss on the host, which waits for the GPU to have done its work.
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Leave losses that are not finite out of the log; the host then waits for each micro-step."},
+    )
     # These are the mechanism's, not the user's: only a whole model is published, the collator makes the model's inputs, answers are generated.
     hub_strategy: str = field(default="end", init=False)
     remove_unused_columns: bool = field(default=False, init=False)
@@ -164,6 +185,9 @@ class SftArguments(TrainingArguments):
         # bf16 on a machine without an accelerator needs to be told that the CPU is meant.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1
+        if self.accelerator_config is None:
+            # Batches go to the GPU (from pinned memory) behind the work that it has, instead of after it.
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         super().__post_init__()
         # transformers would give one process all GPUs of the machine by nn.DataParallel, which cannot split a packed batch.
         self._n_gpu = min(self._n_gpu, 1)
@@ -274,6 +298,7 @@ def parse_arguments(
         check_data_arguments(data_arguments)
         check_loss_heads(model_arguments)
         check_training_arguments(training_arguments)
+        check_attention(model_arguments)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     return model_arguments, data_arguments, training_arguments
@@ -346,6 +371,27 @@ def check_checkpoint_for(config: VggtQwen3Config, data_arguments: DataArguments,
         )
 
 
+def check_attention(arguments: ModelArguments):
+    """Raises ValueError for an attention implementation that there is not, or that cannot express the mask of packing."""
+    known = ["eager", *(name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if not name.startswith("paged"))]
+    for key in ("attn_implementation", "vision_attn_implementation"):
+        value = getattr(arguments, key)
+        if value is not None and value not in known and not is_kernel(value):
+            close = get_close_matches(value, known, n=1)
+            raise ValueError(
+                f"{key}: there is no attention implementation {value!r}."
+                + (f" Did you mean {close[0]!r}?" if close else "")
+                + f" There are {', '.join(sorted(known))}"
+                + (", and kernels of the Hub (owner/name)." if key.startswith("vision") else ".")
+            )
+    if arguments.attn_implementation not in PACKING_ATTENTION:
+        raise ValueError(
+            f"attn_implementation: {arguments.attn_implementation} cannot express the mask of packed scenes: a scene's "
+            f"questions would see each other's answers. Set one of {', '.join(PACKING_ATTENTION)}; for the encoder alone "
+            f"set vision_attn_implementation: {arguments.attn_implementation}."
+        )
+
+
 __all__ = [
     "CONFIGS",
     "DataArguments",
@@ -353,6 +399,7 @@ __all__ = [
     "SftArguments",
     "accumulation_steps",
     "check_checkpoint_for",
+    "check_attention",
     "check_data_arguments",
     "check_loss_heads",
     "make_parser",

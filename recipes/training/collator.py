@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
+from modeling_vggt_qwen3.modeling_vggt_qwen3_anchor import find_anchors
 
 from .data import SceneDataset, question_text
 
@@ -23,7 +24,8 @@ class PackCollator:
     A row is a scene's prefix (up to and including the vision block; empty without images), then its segments, each
     the rest of the prompt, the answer and the end-of-turn token. Segments see the prefix and themselves
     (`segment_ids`), and their positions start right after the prefix. Only answers and their end are labels. With an
-    anchor head, prompts that ask for a place end with `<|anchor|>`; their boxes are `anchor_targets`.
+    anchor head, prompts that ask for a place end with `<|anchor|>`; their boxes are `anchor_targets`. Where labels,
+    placeholders and anchors are comes with the batch (see [`VggtQwen3ForConditionalGeneration.forward`]).
 
     Args:
         processor (`VggtQwen3Processor`): Makes pixels, placeholders and tokens.
@@ -63,7 +65,7 @@ class PackCollator:
                         f"model's context of {self.context}."
                     )
 
-    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor | list[int] | int]:
         stored = "vision_features" in examples[0]
         with_images = [stored or bool(example["images"]) for example in examples]
         prefixes = [self.processor.split_prompt("", images)[0] for images in with_images]
@@ -118,7 +120,48 @@ class PackCollator:
         targets = [box for boxes in anchors for box in boxes if box is not None]
         if targets and self.processor.has_anchor_head:
             batch["anchor_targets"] = torch.tensor(targets)
-        return batch
+        return batch | self._find(batch, prefix_ids, examples, anchors)
+
+    def _find(
+        self, batch: dict[str, torch.Tensor], prefix_ids: list[list[int]], examples: list[dict], anchors: list[list]
+    ) -> dict[str, torch.Tensor | list[int] | int]:
+        """
+        Where in a batch the model finds what it reads. Here all is on the host; the model would make it wait for the GPU.
+        What the host needs is Python numbers, for the same reason.
+
+        Raises:
+            ValueError: if a text has placeholders or anchors of its own, naming its question.
+        """
+        processor, input_ids = self.processor, batch["input_ids"]
+        # Where the next token is a label.
+        labelled = torch.nn.functional.pad(batch["labels"][:, 1:] != -100, (0, 1))
+        found = {"label_indices": labelled.flatten().nonzero()[:, 0]}
+        if "view_mask" in batch:
+            found["view_counts"] = batch["view_mask"].sum(dim=1).tolist()
+        is_text = torch.arange(input_ids.shape[1]) >= torch.tensor([[len(prefix)] for prefix in prefix_ids])
+        for name, token_id in (("image", processor.image_token_id), ("geometry", processor.geometry_token_id)):
+            is_placeholder = input_ids == token_id
+            self._check_counts((is_placeholder & is_text).sum(dim=1), [0] * len(examples), examples, token_id)
+            if any(prefix_ids):
+                found[f"{name}_indices"] = is_placeholder.flatten().nonzero()[:, 0]
+        if processor.has_anchor_head:
+            token_id = processor.tokenizer.convert_tokens_to_ids(processor.anchor_token)
+            expected = [sum(box is not None for box in boxes) for boxes in anchors]
+            self._check_counts((input_ids == token_id).sum(dim=1), expected, examples, token_id)
+            positions, most = find_anchors(input_ids, token_id, processor.image_token_id)
+            found |= {"anchor_positions": positions, "anchors_per_scene": most}
+        return found
+
+    def _check_counts(self, counts: torch.Tensor, expected: list[int], examples: list[dict], token_id: int):
+        """Raises ValueError if the texts of an example have a special token that only the prompt may have."""
+        token = self.processor.tokenizer.convert_ids_to_tokens(token_id)
+        for count, wanted, example in zip(counts.tolist(), expected, examples, strict=True):
+            if count != wanted:
+                culprit = next((q for q, a in example["questions"] if token in q or token in (a or "")), "?")
+                raise ValueError(
+                    f"Texts must not have {token}, which stands for the model's own inputs: there are {count} of them, "
+                    f"the sequence needs {wanted}. See the question {culprit[:80]!r}."
+                )
 
     @staticmethod
     def _pack(prefix: list[int], segments: list[tuple[list[int], list[int]]]) -> dict[str, list[int]]:

@@ -22,6 +22,7 @@ FREE = {
     "feature_store",
     "global_batch_size",  # compared as what is in force, whoever set it
     "max_new_tokens",
+    "vision_attn_implementation",
 }
 # Of transformers' own arguments, those that do; of the recipe's, all but FREE.
 TRAINING_KEYS = (

@@ -133,6 +133,12 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
     collator = PackCollator(processor, model.config.text_config.max_position_embeddings)
     for source in train_sources:
         collator.check_context(source)
+    # All that trains is used in every step, but for what an encoder computes after the layers that the projector reads;
+    # buffers are constants. Looking for the one and sending the others costs DDP time in every step.
+    if training_arguments.ddp_find_unused_parameters is None:
+        training_arguments.ddp_find_unused_parameters = not model_arguments.freeze_vision
+    if training_arguments.ddp_broadcast_buffers is None:
+        training_arguments.ddp_broadcast_buffers = False
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%s parameters train, in %s packs of %s datasets", trainable, len(train_dataset), len(train_sources))
 
@@ -208,12 +214,17 @@ def load_for_training(
     if arguments.numbers_from is not None:
         config.numbers_from = arguments.numbers_from
     config.check_anchor_head()
-    return load_model(path, arguments.attn_implementation, geometry_source, config, new_head, dtype)
+    implementations = {
+        "": arguments.attn_implementation,
+        "text_config": arguments.attn_implementation,
+        "vision_config": arguments.vision_attn_implementation or arguments.attn_implementation,
+    }
+    return load_model(path, implementations, geometry_source, config, new_head, dtype)
 
 
 def load_model(
     path: str,
-    attn_implementation: str,
+    attn_implementation: str | dict[str, str],
     geometry_source: str | None = None,
     config: VggtQwen3Config | None = None,
     new_anchor_head: bool = False,
@@ -223,6 +234,7 @@ def load_model(
     Loads a checkpoint, whole; with `geometry_source` in place of the one that it was saved with.
 
     Args:
+        attn_implementation (`str` or `dict`): Of all parts, or by the name of a part's config ("" for the rest).
         config (`VggtQwen3Config`, *optional*): Instead of the checkpoint's own.
         new_anchor_head (`bool`): The checkpoint has no anchor head, and `config` has one: it is initialised at random.
         dtype (`torch.dtype`, *optional*): Of the weights, VGGT's heads aside, which are float32; by default the
@@ -230,16 +242,22 @@ def load_model(
 
     Raises:
         ValueError: if keys are missing, unexpected or of the wrong shape: nothing is filled in silently; or if the
-            checkpoint has no camera head to predict the geometry with.
+            checkpoint has no camera head to predict the geometry with; or if an attention implementation is not
+            installed here.
     """
-    model, info = VggtQwen3ForConditionalGeneration.from_pretrained(
-        path,
-        config=config,
-        dtype=dtype or "auto",
-        attn_implementation=attn_implementation,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # not ignored: reported below, by name
-    )
+    try:
+        model, info = VggtQwen3ForConditionalGeneration.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype or "auto",
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # not ignored: reported below, by name
+        )
+    except ImportError as error:
+        raise ValueError(
+            f"attn_implementation, vision_attn_implementation: {error} Install it, or set sdpa instead."
+        ) from error
     problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if new_anchor_head:
         problems["missing_keys"] = [

@@ -182,7 +182,8 @@ class VggtQwen3Trainer(ResumableTrainer):
         # Anchor losses are averaged as Trainer averages the tokens': over accumulated batches and all processes.
         if self.model.config.anchor_hidden_size:
             count = sum(len(batch["anchor_targets"]) for batch in batches if "anchor_targets" in batch)
-            count = torch.tensor([count], device=device)
+            # Filled there: a copy to the GPU would wait for all that it has been given to do.
+            count = torch.full((1,), count, device=device)
             self.num_anchors_in_batch = self.accelerator.gather(count).sum()
         return batches, num_items
 
