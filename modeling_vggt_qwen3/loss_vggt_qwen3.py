@@ -115,7 +115,9 @@ def chunked_causal_lm_loss(
     total = lm_head(hidden_states, labels, chunk_size)
     if num_items_in_batch is None:
         return total / (labels != IGNORED).sum()
-    return total / torch.as_tensor(num_items_in_batch, device=total.device)
+    if torch.is_tensor(num_items_in_batch):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch
 
 
 __all__ = ["VggtQwen3LMHead", "chunked_causal_lm_loss"]
