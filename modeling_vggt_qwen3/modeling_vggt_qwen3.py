@@ -10,12 +10,11 @@ from torch.amp import is_autocast_available
 from transformers import AutoModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_vggt_qwen3 import PACKING_ATTENTION, VggtQwen3Config
+from .configuration_vggt_qwen3 import VggtQwen3Config
 from .generation_vggt_qwen3 import VggtQwen3GenerationMixin
 from .geometry_vggt_qwen3 import Cameras, prediction_to_geometry_inputs
 from .loss_vggt_qwen3 import VggtQwen3LMHead, chunked_causal_lm_loss
@@ -28,6 +27,7 @@ from .modeling_vggt_qwen3_outputs import (
 )
 from .modeling_vggt_qwen3_projector import PROJECTORS, VggtQwen3GeometryEncoder, VggtQwen3PerceiverProjector
 from .module_modes_vggt_qwen3 import modes_to_set
+from .packing_vggt_qwen3 import create_packed_mask
 
 
 class VggtQwen3PreTrainedModel(PreTrainedModel):
@@ -264,38 +264,6 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             )
         return indices
 
-    def create_packed_mask(
-        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, segment_ids: torch.Tensor
-    ):
-        """
-        The mask of packed scenes: a token sees, causally, the prefix (segment 0) and its own segment.
-
-        Raises:
-            ValueError: if the language model has layers that are not full attention (their window counts tokens,
-                which are not adjacent in a packed sequence), or its attention implementation cannot express the mask.
-        """
-        text_config = self.config.text_config
-        if text_config._attn_implementation not in PACKING_ATTENTION:
-            raise ValueError(
-                f"attn_implementation {text_config._attn_implementation!r} of the language model cannot express the mask "
-                f"of packed scenes (segment_ids): their questions would see each other's answers. Use one of "
-                f"{', '.join(PACKING_ATTENTION)}; the encoder may have another."
-            )
-        if set(getattr(text_config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-            raise ValueError("Packed scenes need a language model with full attention in all layers.")
-
-        def same_scene_or_segment(batch_idx, head_idx, q_idx, kv_idx):
-            key_segment = segment_ids[batch_idx, kv_idx]
-            return (key_segment == 0) | (key_segment == segment_ids[batch_idx, q_idx])
-
-        return create_causal_mask(
-            config=text_config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=None,
-            and_mask_function=same_scene_or_segment,
-        )
-
     @can_return_tuple
     def forward(
         self,
@@ -366,7 +334,7 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             image_features = dummy
 
         if segment_ids is not None:
-            attention_mask = self.create_packed_mask(inputs_embeds, attention_mask, segment_ids)
+            attention_mask = create_packed_mask(self.config.text_config, inputs_embeds, attention_mask, segment_ids)
         if self.training:  # Trainer switches the key-value cache off in our config alone, not in the language model's
             kwargs.setdefault("use_cache", False)
         outputs = self.language_model(

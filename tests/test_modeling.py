@@ -12,6 +12,7 @@ from toys import toy_config, toy_geometry, toy_model, toy_processor, toy_views, 
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Model
+from modeling_vggt_qwen3.packing_vggt_qwen3 import create_packed_mask
 from recipes.training.collator import PackCollator, chat_prompt
 from recipes.training.sft import load_model
 
@@ -137,7 +138,7 @@ def test_flex_attention_gets_the_mask_of_sdpa():
     masks = {}
     for implementation in ("sdpa", "flex_attention"):
         model.set_attn_implementation(implementation)
-        masks[implementation] = model.model.create_packed_mask(torch.zeros(2, 9, 64), None, segment_ids)
+        masks[implementation] = create_packed_mask(model.config.text_config, torch.zeros(2, 9, 64), None, segment_ids)
     flex = torch.nn.attention.flex_attention.create_mask(masks["flex_attention"].mask_mod, 2, 1, 9, 9, device="cpu")
     assert torch.equal(flex, masks["sdpa"])
     assert flex[0, 0, 4].tolist() == [True, True, True, True, True, False, False, False, False]
