@@ -14,7 +14,7 @@ from setuptools import find_packages, setup
 INSTALL_REQUIRES = [
     "accelerate>=1.12,<2",
     "datasets>=4.8,<6",
-    "deepspeed>=0.19,<0.20",
+    "deepspeed>=0.19.8,<0.20",
     "evaluate>=0.4.6",
     "huggingface_hub>=1.31,<3",
     "matplotlib>=3.10",
