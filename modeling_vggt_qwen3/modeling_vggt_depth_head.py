@@ -7,6 +7,7 @@ Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021, arXiv 2103
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -38,10 +39,11 @@ def axis_embedding(channels: int, size: int, span: float, device) -> torch.Tenso
     the device makes the host wait.
     """
     end = span * (size - 1) / size
-    with torch.inference_mode(False):
-        frequencies = POSITION_THETA ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
-        angles = torch.linspace(-end, end, size, dtype=torch.float64)[None] * frequencies[:, None]
-        return torch.cat([angles.sin(), angles.cos()]).to(device, torch.float32)
+    frequencies = POSITION_THETA ** -(np.arange(channels // 4) / (channels // 4))
+    angles = np.linspace(-end, end, size)[None] * frequencies[:, None]
+    embedding = np.concatenate([np.sin(angles), np.cos(angles)]).astype(np.float32)
+    with torch.inference_mode(False):  # what is kept serves training, too
+        return torch.from_numpy(embedding).to(device)
 
 
 class VggtResidualUnit(nn.Module):

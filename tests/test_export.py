@@ -33,7 +33,7 @@ def inputs(tmp_path_factory):
         "--model_name_or_path", model, "--dataset_paths", repo, "--dataset_weights", 1, "--image_size", 28,
         "--global_batch_size", 1, "--per_device_train_batch_size", 1, "--questions_per_scene", 2,
         "--report_to", "none", "--freeze_text_layers", 0, "--max_steps", 2, "--save_steps", 2, "--eval_strategy", "no",
-        "--load_best_model_at_end", "false", "--learning_rate", 0.05, "--seed", 3, "--dataloader_num_workers", 0,
+        "--load_best_model_at_end", "false", "--seed", 3, "--dataloader_num_workers", 0,
         "--warmup_steps", 0, "--projector_learning_rate", 0.05,
     ]  # fmt: skip
 
@@ -44,9 +44,13 @@ def checkpoint_of(inputs, output, *arguments):
     return output / "checkpoint-2"
 
 
+RATE = ["--learning_rate", 0.05]
+LORA = ["--bf16", "false", *RATE]
+
+
 @pytest.fixture(scope="module")
 def lora(inputs, tmp_path_factory):
-    return checkpoint_of(inputs, tmp_path_factory.mktemp("lora"), "--bf16", "false")
+    return checkpoint_of(inputs, tmp_path_factory.mktemp("lora"), *LORA)
 
 
 def export(checkpoint, output, *arguments):
@@ -130,7 +134,7 @@ def test_a_checkpoint_is_not_combined_with_another_base(kind, inputs, tmp_path, 
     shutil.copytree(checkpoint.parent, run)
     base = Path(inputs[1])
     kept = shutil.copytree(base, tmp_path / "kept")
-    arguments = [*inputs, "--output_dir", run, *(FROZEN if kind == "frozen" else ["--bf16", "false"])]
+    arguments = [*inputs, "--output_dir", run, *(FROZEN if kind == "frozen" else LORA)]
     try:
         write_toy_checkpoint(base, seed=1)
         for message in (export(run / checkpoint.name, tmp_path / "model"), run_stage2(*arguments)):
@@ -200,7 +204,7 @@ def test_zero_checkpoints_come_back_whole(stage, lora_r, inputs, tmp_path):
     """Catches weights of 16 bits exported in place of the optimizer's float32, and parts of processes in the wrong order."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", 0, "--num_processes", 2]
     command += ["--config_file", ROOT / "recipes" / "accelerate_configs" / f"{stage}.yaml", ROOT / "recipes/stage2.py"]
-    command += [*inputs, "--output_dir", tmp_path / "run", "--lora_r", lora_r, "--bf16", "true"]
+    command += [*inputs, "--output_dir", tmp_path / "run", "--lora_r", lora_r, "--bf16", "true", *RATE]
     result = subprocess.run(
         list(map(str, command)),
         capture_output=True,

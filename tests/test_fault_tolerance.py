@@ -188,7 +188,16 @@ def test_workers_persist_and_a_resumed_run_is_the_same(stopped, run, tmp_path, m
     start = iterator.__init__
     monkeypatch.setattr(iterator, "__init__", lambda *arguments: started.append(1) or start(*arguments))
     # Two steps an epoch, three epochs.
-    arguments = ["--per_device_train_batch_size", 6, "--save_steps", 1, "--dataloader_num_workers", 1]
+    arguments = [
+        "--global_batch_size",
+        6,
+        "--per_device_train_batch_size",
+        6,
+        "--save_steps",
+        1,
+        "--dataloader_num_workers",
+        1,
+    ]
     arguments += ["--lora_dropout", 0.3, "--save_total_limit", 9]
     assert run(tmp_path / "whole", *arguments) is None
     assert len(started) == 1

@@ -265,6 +265,7 @@ def write_action_repo(folder, splits):
 
 class Processor:
     has_anchor_head = True
+    image_processor = None
 
     @classmethod
     def from_pretrained(cls, path):

@@ -52,7 +52,8 @@ REACHING = {
 # Read elsewhere: the test that fails if the key does nothing.
 TESTED = {
     "anchor_text_share": ("test_anchor_head.py", "anchor_text_share=0.25"),
-    "global_batch_size": ("test_launch.py", "global_batch_size"),
+    "global_batch_size": ("test_precision.py", "test_the_global_batch_holds_without_the_launcher"),
+    "loss_chunk_size": ("test_loss.py", "loss_chunk_size"),
     "model_name_or_path": ("test_training.py", "--model_name_or_path"),
     "output_dir": ("test_training.py", "--output_dir"),
 }
@@ -221,6 +222,8 @@ def test_settings_that_would_change_nothing_are_refused(stage, argv, message, ca
     ("stage", "argv"),
     [
         ("stage2_3d", "--freeze_text true"),  # says what LoRA does
+        # The YAML's learning_rate has lost its effect, and a command line cannot leave it out.
+        ("stage2_3d", "--freeze_text true --lora_r 0"),
         ("stage2_3d", "--lora_r 0 --freeze_text false"),
         ("stage2_3d", "--freeze_vision false --vision_learning_rate 1e-5"),
         ("stage1_sft", "--freeze_text false --learning_rate 2e-5"),

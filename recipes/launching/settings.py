@@ -14,7 +14,7 @@ from recipes.training.arguments import (
     check_effects,
     check_loss_heads,
     make_parser,
-    with_yaml,
+    yaml_of,
 )
 
 
@@ -62,12 +62,12 @@ def read_settings(stage: str, argv: list[str]) -> Namespace:
     """
     parser = make_parser(default_config(stage))
     parser.prog = f"recipes.launch {stage}"
-    argv = with_yaml(argv, parser)
-    settings = parser.parse_args(argv)
+    yaml_argv = yaml_of(argv, parser)
+    settings = parser.parse_args(yaml_argv + argv)
     check_data_arguments(data_arguments(settings))
     check_loss_heads(model_arguments(settings))
     check_attention(model_arguments(settings))
-    check_effects(vars(settings), argv)
+    check_effects(vars(settings), argv, yaml_argv)
     return settings
 
 

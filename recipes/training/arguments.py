@@ -278,15 +278,15 @@ def make_parser(default_config: Path) -> HfArgumentParser:
     return parser
 
 
-def with_yaml(argv: list[str], parser: HfArgumentParser) -> list[str]:
-    """The keys of the YAML file that `argv` names (or the parser's default), then `argv`. Raises as `yaml_to_argv`."""
+def yaml_of(argv: list[str], parser: HfArgumentParser) -> list[str]:
+    """The keys of the YAML file that `argv` names (or the parser's default), as arguments. Raises as `yaml_to_argv`."""
     config = parser.get_default("config")
     for position, argument in enumerate(argv):
         if argument == "--config" and position + 1 < len(argv):
             config = Path(argv[position + 1])
         elif argument.startswith("--config="):
             config = Path(argument.removeprefix("--config="))
-    return yaml_to_argv(config, parser) + argv
+    return yaml_to_argv(config, parser)
 
 
 def parse_arguments(
@@ -299,15 +299,15 @@ def parse_arguments(
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser(default_config)
     try:
-        argv = with_yaml(argv, parser)
+        yaml_argv = yaml_of(argv, parser)
         model_arguments, data_arguments, training_arguments, rest = parser.parse_args_into_dataclasses(
-            argv, look_for_args_file=False
+            yaml_argv + argv, look_for_args_file=False
         )
         check_data_arguments(data_arguments)
         check_loss_heads(model_arguments)
         check_training_arguments(training_arguments)
         check_attention(model_arguments)
-        check_effects({**vars(model_arguments), **vars(training_arguments)}, argv)
+        check_effects({**vars(model_arguments), **vars(training_arguments)}, argv, yaml_argv)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     return model_arguments, data_arguments, training_arguments
@@ -411,15 +411,22 @@ def trains_at_learning_rate(settings: Mapping) -> bool:
     )
 
 
-def check_effects(settings: Mapping, argv: list[str]):
+def check_effects(settings: Mapping, argv: list[str], yaml_argv: list[str]):
     """
-    Raises ValueError for a setting that was given in `argv`, which the YAML file's are part of, and would change nothing.
+    Raises ValueError for a setting that was given and would change nothing. One of the YAML file that the command line has
+    taken the effect from is no error: a command line cannot leave it out.
 
     Args:
         settings (`Mapping`): Every setting of model and training by name.
-        argv (`list[str]`): Of `with_yaml`.
+        argv (`list[str]`): The command line's.
+        yaml_argv (`list[str]`): The YAML file's, of `yaml_to_argv`.
     """
-    given = {word.removeprefix("--").split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    given, of_file = (
+        {word.removeprefix("--").split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+        for words in (argv, yaml_argv)
+    )
+    if not given & {"freeze_text", "freeze_vision", "lora_r", "projector_learning_rate", "vision_learning_rate"}:
+        given |= of_file
     if "freeze_text" in given and not settings["freeze_text"] and settings["lora_r"] > 0:
         raise ValueError(
             f"freeze_text: false changes nothing beside lora_r: {settings['lora_r']}: with LoRA the language model's own "
@@ -450,5 +457,5 @@ __all__ = [
     "make_parser",
     "parse_arguments",
     "trains_at_learning_rate",
-    "with_yaml",
+    "yaml_of",
 ]
