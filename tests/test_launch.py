@@ -21,7 +21,7 @@ from toys import write_toy_checkpoint, write_toy_repo
 from recipes.launch import parse
 from recipes.launching import checks, preflight, resources
 from recipes.launching.caches import file_system, move_caches, read_mounts
-from recipes.launching.checks import check_data, check_versions, check_weights
+from recipes.launching.checks import check_data, check_precision, check_versions, check_weights
 from recipes.launching.estimate import Memory
 from recipes.launching.output import check_checkpoints, check_output, clock_difference, config_of, lock_output
 from recipes.launching.resources import Gpu, available_memory, check_port, check_rendezvous
@@ -318,6 +318,21 @@ def test_disk_memory_and_gpus_are_compared_with_the_need(checkpoint, repo, tmp_p
     assert resources.check_gpus([], settings, 1, 1, run) == []
     settings.use_cpu = False
     assert "sees 1 GPUs" in resources.check_gpus([Gpu("x", 1, 1)], settings, 4, 2, run)[0]
+    settings.bf16, old = True, Gpu("Tesla V100", 1, 1, bfloat16=False)
+    assert "Tesla V100 has no bfloat16" in resources.check_gpus([Gpu("x", 1, 1), old], settings, 2, 1, run)[0]
+    settings.bf16 = False
+    assert resources.check_gpus([old], settings, 1, 1, run) == []
+
+
+def test_a_precision_that_no_run_can_have_is_a_problem(checkpoint, repo, tmp_path):
+    """Catches a run that is started, and ends in every process, for what its checkpoint's config tells."""
+    settings = read_settings("stage2", recipe(checkpoint, repo, tmp_path, "--fp16", "true"))
+    assert check_precision(settings) == []
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    settings.model_name_or_path = str(model)
+    assert "fp16: the checkpoint is bfloat16" in check_precision(settings)[0]
 
 
 def test_a_read_only_cache_is_named(tmp_path, monkeypatch):

@@ -137,6 +137,8 @@ def test_a_plan_without_gpus_or_shapes(checkpoint, repo, tmp_path):
     assert choose(None, settings, [Gpu("H100", 1, 1)], 2, False, [])[0].template == "ddp.yaml"
     settings.lora_r = 0
     choice, _ = choose(None, settings, [Gpu("H100", 1, 1)], 2, False, [])
+    settings.fp16 = True  # under DeepSpeed VGGT's heads would be float16
+    assert choose(None, settings, [Gpu("H100", 1, 1)], 2, False, [])[0].template == "ddp.yaml"
     assert choice.template == "zero2.yaml" and choice.plan.micro_batch == 1 and choice.plan.activation_checkpointing
     assert "unknown" not in describe_choice(choice, []) and "checkpointing on" in describe_choice(choice, [])
 

@@ -53,7 +53,8 @@ def choose(
     CPU offload with which a sequence fits. With it, the micro-batch is the largest that divides the process's share of
     the global batch and fits: once without activation checkpointing and once with it, and the faster of the two by the
     count of kernels is taken, without it if they are equal. What `argv`, the user's command line, says stays as it is.
-    Without GPUs, or for Muon, which DeepSpeed does not know, it is plain data parallelism.
+    Without GPUs, for Muon, which DeepSpeed does not know, and for float16, which it would give VGGT's heads, it is plain
+    data parallelism.
 
     Raises:
         ValueError: as `plan_batch`.
@@ -69,12 +70,12 @@ def choose(
         template = "cpu.yaml" if num_processes == 1 and not gpus else "ddp.yaml"
         memory = None if run is None else plain_memory(run, plan)
         return Choice(template, plan, memory, False), []
-    muon = settings.muon_learning_rate is not None
+    plain_alone = settings.muon_learning_rate is not None or settings.fp16
     few_train = settings.lora_r > 0 or (run is not None and run.total.trainable < FEW * run.num_parameters)
     zero = [(2, False), (3, False), (3, True)]
     if run is not None and run.config.geometry_source == "predicted" and settings.feature_store is None:
         zero = [(2, False), (2, True)]  # ZeRO-3 would run VGGT's camera and depth heads in bfloat16
-    if muon:
+    if plain_alone:
         templates = [None]
     elif safe:
         templates = zero[-1:]

@@ -15,9 +15,11 @@ from packaging.version import Version
 
 from modeling_vggt_qwen3 import VggtQwen3Config
 from modeling_vggt_qwen3.convert_inputs import WeightFiles
+from recipes.training.arguments import check_checkpoint_for
 
 from .data_size import parquet_files
-from .shapes import local_config
+from .settings import data_arguments
+from .shapes import local_config, read_shapes
 
 
 ROOT = Path(__file__).parent.parent.parent
@@ -129,6 +131,21 @@ def requirements() -> list[Requirement]:
     return [requirement for requirement in found if requirement.marker is None]  # those of the extras have one
 
 
+def check_precision(settings: Namespace) -> list[str]:
+    """Whether a checkpoint that is on this machine can be trained in the precision that is asked for."""
+    if local_config(settings.model_name_or_path) is None:
+        return []
+    try:
+        config, _ = read_shapes(settings.model_name_or_path)
+    except ValueError:
+        return []  # `check_weights` says so
+    try:
+        check_checkpoint_for(config, data_arguments(settings), settings)
+    except ValueError as error:
+        return [f"Precision: {error}"]
+    return []
+
+
 def check_versions() -> tuple[list[str], list[str]]:
     """
     Installed packages against what setup.py asks for (others are problems), and against the versions that the tests ran
@@ -159,4 +176,4 @@ def check_versions() -> tuple[list[str], list[str]]:
     return problems, warnings
 
 
-__all__ = ["check_data", "check_versions", "check_weights", "requirements"]
+__all__ = ["check_data", "check_precision", "check_versions", "check_weights", "requirements"]

@@ -11,7 +11,7 @@ from recipes.training.preemption import PREEMPTED, REQUEUE_EXIT_CODE
 
 from . import process
 from .accelerate_config import Choice, choose, describe_choice, write_config
-from .checks import check_data, check_versions, check_weights
+from .checks import check_data, check_precision, check_versions, check_weights
 from .dry_run import report
 from .estimate import Run, describe_run
 from .output import MAX_CLOCK_DIFFERENCE, check_checkpoints, check_output, clock_difference, lock_output
@@ -76,7 +76,7 @@ def prepare(
     if num_processes == "auto":
         num_processes = max(1, len(gpus)) * machines
 
-    problems += check_weights(settings.model_name_or_path)
+    problems += check_weights(settings.model_name_or_path) + check_precision(settings)
     data_problems = check_data(settings)
     problems += data_problems
     run = describe(settings, bool(data_problems))

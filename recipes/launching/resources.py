@@ -24,7 +24,8 @@ from .settings import BatchPlan
 ASK_GPUS = """
 import json, torch
 print(json.dumps([
-    [torch.cuda.get_device_name(device), *torch.cuda.mem_get_info(device)] for device in range(torch.cuda.device_count())
+    [torch.cuda.get_device_name(device), *torch.cuda.mem_get_info(device), torch.cuda.get_device_capability(device)[0] >= 8]
+    for device in range(torch.cuda.device_count())
 ]))
 """
 LARGE_MODEL = 500_000_000  # parameters that nobody means to train on a CPU
@@ -36,6 +37,7 @@ class Gpu:
     name: str
     free: int  # bytes
     total: int
+    bfloat16: bool = True  # computes it; what came before Ampere emulates it at most
 
 
 def find_gpus() -> tuple[list[Gpu], list[str]]:
@@ -57,7 +59,7 @@ def find_gpus() -> tuple[list[Gpu], list[str]]:
 
 
 def check_gpus(gpus: list[Gpu], settings: Namespace, num_processes: int, machines: int, run: Run | None) -> list[str]:
-    """Whether there is a GPU for every process, or a model that a CPU can train."""
+    """Whether there is a GPU for every process, and of a kind that can train, or a model that a CPU can train."""
     if num_processes % machines:
         return [f"Processes: {num_processes} cannot be shared by {machines} machines. Give a multiple."]
     if settings.use_cpu:
@@ -67,6 +69,11 @@ def check_gpus(gpus: list[Gpu], settings: Namespace, num_processes: int, machine
         return [
             f"GPUs: {local} processes on this machine, but PyTorch sees {len(gpus)} GPUs. Ask the scheduler for more, or "
             f"give --num_processes {len(gpus) * machines}."
+        ]
+    if settings.bf16 and (old := [gpu.name for gpu in gpus if not gpu.bfloat16]):
+        return [
+            f"GPUs: {old[0]} has no bfloat16. Take one of Ampere's generation or later, or set -- --bf16 false (with --fp16 "
+            "true and a checkpoint in float32 for mixed precision)."
         ]
     if not gpus and run is not None and run.num_parameters > LARGE_MODEL:
         return [
