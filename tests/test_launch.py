@@ -154,13 +154,15 @@ def test_damaged_data_is_named(repo, checkpoint, tmp_path):
     settings = read_settings("stage2", recipe(checkpoint, repo, tmp_path))
     settings.dataset_paths = [str(repo), str(other)]
     assert "1 scenes are in the split train and in val (scene0000_00" in check_data(settings)[0]
-    settings.dataset_paths = [str(tmp_path / "nowhere")]
-    assert "is not a prepared repository" in check_data(settings)[0]
+    (tmp_path / "empty").mkdir()
+    settings.dataset_paths = [str(tmp_path / "empty"), str(tmp_path / "nowhere")]
+    empty, nowhere = check_data(settings)
+    assert "empty is not a prepared repository" in empty and "nowhere is not here: prepare it first" in nowhere
 
 
 def test_damaged_weights_are_named(checkpoint, tmp_path):
     assert check_weights(str(checkpoint)) == []
-    assert "Train the stage before" in check_weights(str(tmp_path / "nowhere"))[0]
+    assert "nowhere is not here: make a checkpoint first" in check_weights(str(tmp_path / "nowhere"))[0]
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)
     weights = broken / "model.safetensors"
@@ -294,7 +296,7 @@ def test_every_problem_is_listed_at_once(tmp_path, monkeypatch):
         preflight.launch(arguments("--num_processes", 3, "--num_machines", 2, "--machine_rank", 5), argv)
     text = str(error.value)
     assert "nothing was started" in text.splitlines()[0]
-    for part in ("Weights: there is no folder", "Data: ", "is a file", "cannot be shared by 3", "--machine_rank 5"):
+    for part in ("no_model is not here", "no_data is not here", "is a file", "cannot be shared by 3", "--machine_rank 5"):
         assert part in text, part
     for part in ("need --main_process_ip", "3 cannot be shared by 2 machines", "gradient_accumulation_steps follows"):
         assert part in text, part

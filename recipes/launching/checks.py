@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
-from huggingface_hub import file_exists
-from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub import file_exists, is_offline_mode
+from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from modeling_vggt_qwen3 import VggtQwen3Config
 from modeling_vggt_qwen3.convert_inputs import WeightFiles
 from recipes.training.arguments import check_checkpoint_for
+from recipes.training.inputs import CONVERT, missing_checkpoint, missing_dataset
 
-from .data_size import parquet_files
+from .data_size import NotPreparedError, parquet_files
 from .settings import data_arguments
 from .shapes import local_config, read_shapes
 
@@ -27,6 +28,7 @@ CONSTRAINTS, SETUP = ROOT / "constraints.txt", ROOT / "setup.py"
 # What a recipe imports, with what it logs to.
 NEEDED = ("accelerate", "datasets", "deepspeed", "huggingface_hub", "numpy", "peft", "pillow", "pyyaml", "safetensors")
 NEEDED += ("tensorboard", "torch", "transformers")
+UNREACHABLE = "the Hub cannot be asked"
 COLUMNS = {"scenes": {"scene_id", "images", "geometry"}, "qa": {"scene_id", "question", "answers"}}
 
 
@@ -34,11 +36,26 @@ def check_data(settings: Namespace) -> list[str]:
     """Every file of every split of every dataset: there, whole, with the columns and with rows; no scene in two splits."""
     problems = []
     scenes: dict[str, dict[str, str]] = {}  # split: {scene: dataset}
+    reason = None
     for path in settings.dataset_paths:
+        if missing := missing_dataset(path):
+            problems.append(f"Data: {missing}")
+            continue
+        # Asked before `datasets` asks, which goes on for minutes without a network. Offline it looks into its cache at once.
+        if not Path(path).is_dir() and not is_offline_mode():
+            if not (reason or "").startswith(UNREACHABLE):
+                reason = why_not_on_hub(path, "dataset")
+            if reason is not None:
+                problems.append(f"Data: there is no folder {path}, and {reason}. Give other --dataset_paths.")
+                continue
         for split in dict.fromkeys((settings.train_split, settings.eval_split)):
             for config in ("scenes", "qa"):
                 try:
                     found = read_scene_ids(path, config, split)
+                except NotPreparedError as error:
+                    if f"Data: {error}" not in problems:  # of all splits
+                        problems.append(f"Data: {error}")
+                    break
                 except ValueError as error:
                     problems.append(f"Data: {error}")
                     continue
@@ -86,19 +103,13 @@ def check_weights(name: str) -> list[str]:
     """A checkpoint's files: there, whole, and agreeing with their index. Of a repository of the Hub, that it exists."""
     folder = Path(name)
     if not folder.is_dir():
-        if local_config(name) is not None:
+        if missing := missing_checkpoint(name):
+            return [f"Weights: {missing}"]
+        if local_config(name) is not None or (reason := why_not_on_hub(name, "model")) is None:
             return []
-        try:
-            if file_exists(name, "config.json"):
-                return []
-            reason = "the Hub has no such model"
-        except HFValidationError:
-            reason = "it is no name of a repository of the Hub either"
-        except (OSError, OfflineModeIsEnabled) as error:
-            reason = f"the Hub cannot be asked ({type(error).__name__})"
         return [
-            f"Weights: there is no folder {name}, and {reason}. Train the stage before, or make a checkpoint with "
-            "python -m modeling_vggt_qwen3.convert_vggt_qwen3_to_hf."
+            f"Weights: there is no folder {name}, and {reason}. Give another --model_name_or_path, or make a checkpoint "
+            f"with {CONVERT}."
         ]
     problems = []
     if not (folder / "config.json").is_file():
@@ -116,6 +127,23 @@ def check_weights(name: str) -> list[str]:
     if not any(key.startswith("model.projector.") for key in files.tensors):
         problems.append(f"Weights: {folder} holds no projector; it is no checkpoint of VGGT-Qwen3.")
     return problems
+
+
+def why_not_on_hub(name: str, repo_type: str) -> str | None:
+    """Why a repository of the Hub cannot be used, in words; None if it is there. Asks once, and waits ten seconds at most."""
+    try:
+        if file_exists(name, "README.md" if repo_type == "dataset" else "config.json", repo_type=repo_type):
+            return None
+        return f"the Hub has no such {repo_type} (a private one needs hf auth login)"
+    except HFValidationError:
+        return "it is no name of a repository of the Hub either"
+    except OfflineModeIsEnabled:
+        return "the Hub is not asked (HF_HUB_OFFLINE is set), and its cache does not have it"
+    except GatedRepoError:
+        return "on the Hub it is gated: accept its terms on its page, and hf auth login"
+    except (OSError, HTTPError) as error:  # those of httpx are no OSError
+        words = (str(error).strip() or "no answer").splitlines()[0]
+        return f"{UNREACHABLE} ({type(error).__name__}: {words}); with HF_HUB_OFFLINE=1 its cache alone is looked at"
 
 
 def requirements() -> list[Requirement]:

@@ -60,17 +60,22 @@ class DataSize:
     origin: str
 
 
+class NotPreparedError(ValueError):
+    """A folder or a dataset of the Hub that data_scripts.prepare has not made."""
+
+
 def parquet_files(path: str, config: str, split: str) -> list[str]:
     """
     The Parquet files of a split of a prepared repository. No table is made, nothing but the card is read.
 
     Raises:
-        ValueError: if `path` is no prepared repository, or has no such config or split.
+        NotPreparedError: if `path` is no prepared repository, or has no such config.
+        ValueError: if it has no such split.
     """
     try:
         builder = datasets.load_dataset_builder(path, config)
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise ValueError(
+        raise NotPreparedError(
             f"{path} is not a prepared repository with a config {config!r} (made by data_scripts.prepare): {error}"
         ) from error
     files = {str(name): found for name, found in (builder.config.data_files or {}).items()}
@@ -173,4 +178,4 @@ def first_scene(path: str, split: str) -> tuple[int, tuple[int, int]]:
     raise ValueError(f"{path} has no scenes in the split {split!r}.")
 
 
-__all__ = ["DataSize", "measure", "parquet_files"]
+__all__ = ["DataSize", "NotPreparedError", "measure", "parquet_files"]
