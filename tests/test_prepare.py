@@ -17,9 +17,10 @@ import pytest
 from filelock import FileLock
 from scannet_dump import AXIS_ALIGNMENT, camera_to_world, write_scan, write_scanqa, write_sqa3d
 
-from data_scripts.builders.base import QA_FEATURES, SCENES_FEATURES, PreparedScene
+from data_scripts.builders.base import PreparedScene
 from data_scripts.builders.scans import ScanNetBuilder
 from data_scripts.prepare import main
+from data_scripts.schema import QA_FEATURES, SCENES_FEATURES
 
 
 ROOT = Path(__file__).parents[1]

@@ -7,18 +7,20 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 from huggingface_hub import file_exists, is_offline_mode
 from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from data_scripts.schema import missing_columns
 from modeling_vggt_qwen3 import VggtQwen3Config
 from modeling_vggt_qwen3.convert_inputs import WeightFiles
 from recipes.training.arguments import check_checkpoint_for
 from recipes.training.inputs import CONVERT, missing_checkpoint, missing_dataset
 
-from .data_size import NotPreparedError, parquet_files
+from .data_size import NotPreparedError, files_of_splits, parquet_files
 from .settings import data_arguments
 from .shapes import local_config, read_shapes
 
@@ -29,11 +31,13 @@ CONSTRAINTS, SETUP = ROOT / "constraints.txt", ROOT / "setup.py"
 NEEDED = ("accelerate", "datasets", "deepspeed", "huggingface_hub", "numpy", "peft", "pillow", "pyyaml", "safetensors")
 NEEDED += ("tensorboard", "torch", "transformers")
 UNREACHABLE = "the Hub cannot be asked"
-COLUMNS = {"scenes": {"scene_id", "images", "geometry"}, "qa": {"scene_id", "question", "answers"}}
 
 
 def check_data(settings: Namespace) -> list[str]:
-    """Every file of every split of every dataset: there, whole, with the columns and with rows; no scene in two splits."""
+    """
+    Every file of every split of every dataset: there, whole, with the columns that training reads and with rows; questions of
+    scenes that are there, in training with answers; no scene in two splits.
+    """
     problems = []
     scenes: dict[str, dict[str, str]] = {}  # split: {scene: dataset}
     reason = None
@@ -49,18 +53,24 @@ def check_data(settings: Namespace) -> list[str]:
                 problems.append(f"Data: there is no folder {path}, and {reason}. Give other --dataset_paths.")
                 continue
         for split in dict.fromkeys((settings.train_split, settings.eval_split)):
+            known = None
             for config in ("scenes", "qa"):
                 try:
-                    found = read_scene_ids(path, config, split)
-                except NotPreparedError as error:
-                    if f"Data: {error}" not in problems:  # of all splits
-                        problems.append(f"Data: {error}")
-                    break
+                    found = read_scene_ids(path, config, split, answered=split == settings.train_split)
                 except ValueError as error:
-                    problems.append(f"Data: {error}")
+                    if f"Data: {error}" not in problems:  # some are of all splits
+                        problems.append(f"Data: {error}")
+                    if isinstance(error, NotPreparedError):
+                        break
                     continue
                 if config == "scenes":
+                    known = set(found)
                     scenes.setdefault(split, {}).update(dict.fromkeys(found, path))
+                elif known is not None and (strange := set(found) - known):
+                    problems.append(
+                        f"Data: {path} asks in the split {split} of 'qa' about {len(strange)} scenes that 'scenes' does not "
+                        f"have ({min(strange)}). Prepare it again."
+                    )
     train, other = scenes.get(settings.train_split, {}), scenes.get(settings.eval_split, {})
     shared = sorted(train.keys() & other.keys())
     if shared:
@@ -75,28 +85,52 @@ def check_data(settings: Namespace) -> list[str]:
     return problems
 
 
-def read_scene_ids(path: str, config: str, split: str) -> list[str]:
+def read_scene_ids(path: str, config: str, split: str, answered: bool = False) -> list[str]:
     """
     The column `scene_id` of a split of a prepared repository; on the Hub only the card is read, and nothing returned.
 
     Raises:
-        ValueError: naming the file, if one is missing, cut short, empty or without a column.
+        ValueError: naming the file, if one is missing, cut short, empty or without a column, or one split has columns that the first has not;
+            with `answered`, if a question has no answer.
     """
-    files, scene_ids = parquet_files(path, config, split), []
+    files, scene_ids, columns = parquet_files(path, config, split), [], None
     if not Path(path).is_dir():
         return scene_ids
     for file in files:
         try:
             with pyarrow.parquet.ParquetFile(file) as opened:
-                missing = COLUMNS[config] - set(opened.schema_arrow.names)
-                if missing:
-                    raise ValueError(f"{file} has no column {', '.join(sorted(missing))}. Prepare it again.")
+                if missing := missing_columns(config, opened.schema_arrow.names):
+                    raise ValueError(f"{file} has no column {', '.join(missing)}. Prepare it again.")
+                if config == "qa" and answered:
+                    check_answers(file, opened)
                 scene_ids += opened.read(columns=["scene_id"])["scene_id"].to_pylist()
         except (OSError, pyarrow.ArrowException) as error:
             raise ValueError(f"{file} is cut short or damaged ({error}). Prepare it again.") from error
+    # `datasets` reads all splits when one is asked for, and takes the columns of the first file for those of all.
+    all_files = [file for others in files_of_splits(path, config).values() for file in others]
+    for file in all_files:
+        try:
+            names = pyarrow.parquet.read_schema(file).names
+        except (OSError, pyarrow.ArrowException) as error:
+            raise ValueError(f"{file} is cut short or damaged ({error}). Prepare it again.") from error
+        columns = names if columns is None else columns
+        if more := sorted({*names} - {*columns}):
+            raise ValueError(f"{file} has columns that {all_files[0]} has not ({', '.join(more)}). Prepare it again.")
     if not scene_ids:
         raise ValueError(f"{path} has no rows in the split {split!r} of {config!r}.")
     return scene_ids
+
+
+def check_answers(file: str, opened: pyarrow.parquet.ParquetFile):
+    """Raises ValueError if a question has no answer to train on, naming it."""
+    table = opened.read(columns=["question_id", "answers"])
+    counts = pyarrow.compute.fill_null(pyarrow.compute.list_value_length(table["answers"]), 0)
+    empty = table["question_id"].filter(pyarrow.compute.equal(counts, 0))
+    if len(empty):
+        raise ValueError(
+            f"{file} has {len(empty)} questions without an answer to train on (the first is {empty[0].as_py()}). Take "
+            "another --train_split."
+        )
 
 
 def check_weights(name: str) -> list[str]:

@@ -64,13 +64,12 @@ class NotPreparedError(ValueError):
     """A folder or a dataset of the Hub that data_scripts.prepare has not made."""
 
 
-def parquet_files(path: str, config: str, split: str) -> list[str]:
+def files_of_splits(path: str, config: str) -> dict[str, list[str]]:
     """
-    The Parquet files of a split of a prepared repository. No table is made, nothing but the card is read.
+    The Parquet files of each split of a prepared repository. No table is made, nothing but the card is read.
 
     Raises:
         NotPreparedError: if `path` is no prepared repository, or has no such config.
-        ValueError: if it has no such split.
     """
     try:
         builder = datasets.load_dataset_builder(path, config)
@@ -78,10 +77,15 @@ def parquet_files(path: str, config: str, split: str) -> list[str]:
         raise NotPreparedError(
             f"{path} is not a prepared repository with a config {config!r} (made by data_scripts.prepare): {error}"
         ) from error
-    files = {str(name): found for name, found in (builder.config.data_files or {}).items()}
+    return {str(name): list(map(str, found)) for name, found in (builder.config.data_files or {}).items()}
+
+
+def parquet_files(path: str, config: str, split: str) -> list[str]:
+    """The files of one split; raises as `files_of_splits`, and ValueError if there is no such split."""
+    files = files_of_splits(path, config)
     if split not in files:
         raise ValueError(f"{path} has no split {split!r} of {config!r}; it has {', '.join(files) or 'none'}.")
-    return [str(file) for file in files[split]]
+    return files[split]
 
 
 def measure(path: str, settings: Namespace) -> DataSize | None:
@@ -178,4 +182,4 @@ def first_scene(path: str, split: str) -> tuple[int, tuple[int, int]]:
     raise ValueError(f"{path} has no scenes in the split {split!r}.")
 
 
-__all__ = ["DataSize", "NotPreparedError", "measure", "parquet_files"]
+__all__ = ["DataSize", "NotPreparedError", "files_of_splits", "measure", "parquet_files"]
