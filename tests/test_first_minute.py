@@ -104,6 +104,7 @@ def test_names_that_can_be_on_the_hub_are_left_to_it(fresh):
     assert "convert --vggt" in missing_checkpoint("checkpoints/vggt-qwen3-4b")
     assert "python -m recipes.demo)" in missing_checkpoint("demo/tiny")
     assert "python -m recipes.demo)" in missing_dataset("demo/data/scanqa")
+    assert "prepare instruct ... --output data/instruct/llava;" in missing_dataset("data/instruct/llava")
     assert tuple(BUILDERS) == DATASETS
 
 

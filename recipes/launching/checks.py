@@ -38,20 +38,9 @@ def check_data(settings: Namespace) -> list[str]:
     Every file of every split of every dataset: there, whole, with the columns that training reads and with rows; questions of
     scenes that are there, in training with answers; no scene in two splits.
     """
-    problems = []
+    paths, problems = find_datasets(settings.dataset_paths)
     scenes: dict[str, dict[str, str]] = {}  # split: {scene: dataset}
-    reason = None
-    for path in settings.dataset_paths:
-        if missing := missing_dataset(path):
-            problems.append(f"Data: {missing}")
-            continue
-        # Asked before `datasets` asks, which goes on for minutes without a network. Offline it looks into its cache at once.
-        if not Path(path).is_dir() and not is_offline_mode():
-            if not (reason or "").startswith(UNREACHABLE):
-                reason = why_not_on_hub(path, "dataset")
-            if reason is not None:
-                problems.append(f"Data: there is no folder {path}, and {reason}. Give other --dataset_paths.")
-                continue
+    for path in paths:
         for split in dict.fromkeys((settings.train_split, settings.eval_split)):
             known = None
             for config in ("scenes", "qa"):
@@ -83,6 +72,24 @@ def check_data(settings: Namespace) -> list[str]:
             f"Data: there is no feature store {settings.feature_store}. Make it with recipes.feature_store."
         )
     return problems
+
+
+def find_datasets(paths: list[str]) -> tuple[list[str], list[str]]:
+    """Those of `paths` that are folders or may be on the Hub (offline: in its cache), and what is wrong with the others."""
+    found, problems, reason = [], [], None
+    for path in paths:
+        if missing := missing_dataset(path):
+            problems.append(f"Data: {missing}")
+            continue
+        # Asked before `datasets` asks, which goes on for minutes without a network. Offline it looks into its cache at once.
+        if not Path(path).is_dir() and not is_offline_mode():
+            if not (reason or "").startswith(UNREACHABLE):
+                reason = why_not_on_hub(path, "dataset")
+            if reason is not None:
+                problems.append(f"Data: there is no folder {path}, and {reason}. Give other --dataset_paths.")
+                continue
+        found.append(path)
+    return found, problems
 
 
 def read_scene_ids(path: str, config: str, split: str, answered: bool = False) -> list[str]:

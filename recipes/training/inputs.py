@@ -13,7 +13,7 @@ import yaml
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-# The commands of data_scripts.prepare; a repository is named after the one that makes it.
+# The commands of data_scripts.prepare; a repository, or the folder of several, is named after the one that makes it.
 DATASETS = ("scanqa", "sqa3d", "arkit_actions", "instruct", "records")
 # Where the shipped configurations and the docs put what they make: no owners of repositories on the Hub.
 OWN_FOLDERS = {"outputs", "checkpoints", "data", "demo"}
@@ -44,7 +44,7 @@ def missing_dataset(path: str) -> str | None:
     """As `missing_checkpoint`, of a prepared repository."""
     if Path(path).is_dir() or not is_local_name(path):
         return None
-    command = Path(path).name if Path(path).name in DATASETS else "DATASET"
+    command = next((part for part in reversed(Path(path).parts) if part in DATASETS), "DATASET")
     advice = f"python -m data_scripts.prepare {command} ... --output {path}; docs/data.md"
     if Path(path).parts[:1] == ("demo",):
         advice = "python -m recipes.demo"
