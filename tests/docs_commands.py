@@ -34,6 +34,7 @@ def into(folder: str) -> list[str]:
 # In this order: how a command starts, and what is appended to it.
 RUN = {
     "make demo": ["DEMO_DIR=demo --smoke"],
+    "python -m recipes.demo": ["--output", "demo"],  # which is there
     "make docs-figures": ["DEMO_DIR=finished --root ."],
     "python -m recipes.docs_figures --check": ["--root", "."],
     "hf auth login": [],
@@ -95,6 +96,7 @@ NOT_RUN = {
     "make test": "is what runs this",
     "make setup": SYSTEM,
     "source .venv/bin/activate": SYSTEM,
+    "torchrun": "takes as many processes as a node has GPUs; tests/test_fault_tolerance.py runs two on the CPU",
     "make test-gpu": "needs a GPU; make test runs the same bodies on the CPU",
     "python -m recipes.benchmark": "takes many minutes; tests/test_benchmark.py runs it on fewer sizes",
     "python -m recipes.benchmark --full-size": "needs a GPU; tests/test_full_size_benchmark.py runs it at toy size",

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..schema import SCHEMA_VERSION
 from ..views import UnreadableFileError
 from .annotations import InputError, SceneInput
-from .base import SCHEMA_VERSION, Options, PreparationBuilder, PreparedScene, Remark, Sources
+from .base import Options, PreparationBuilder, PreparedScene, Remark, Sources
 
 
 TASKS_PER_WORKER = 4  # that wait or run; their questions are what is in memory
