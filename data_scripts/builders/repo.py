@@ -236,9 +236,10 @@ def _check_scenes(
 ) -> dict[str, dict[str, str]]:
     """Split to scene_id to digest; raises `InputError` if splits share a scene, or a scene is absent."""
     for option in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES):
-        root = getattr(sources, option)
-        if option.endswith("_root") and root is not None and not root.is_dir():
-            raise InputError(f"--{option.replace('_', '-')} {root}: no such folder")
+        given = getattr(sources, option)
+        for root in given if isinstance(given, tuple) else [given] if given else []:
+            if option.endswith("_root") and not root.is_dir():
+                raise InputError(f"--{option.replace('_', '-')} {root}: no such folder")
     split_of: dict[str, str] = {}
     for split, scenes in annotations.scenes.items():
         check_question_ids(f"the split '{split}'", (row for scene in scenes for row in scene.questions))
@@ -258,7 +259,8 @@ def _check_scenes(
     if absent:
         examples = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         roots = [name for name in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES) if name.endswith("_root")]
-        where = f"--{roots[0].replace('_', '-')} {getattr(sources, roots[0])}"
+        given = getattr(sources, roots[0])
+        where = f"--{roots[0].replace('_', '-')} {' '.join(map(str, given if isinstance(given, tuple) else [given]))}"
         raise InputError(f"{len(absent)} of {len(split_of)} scenes are not under {where}: {examples}")
     return digests
 
