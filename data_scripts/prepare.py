@@ -80,6 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--output", type=Path, required=True, help="the repo to make")
         command.add_argument("--workers", type=_positive, default=1, help="processes that read scenes")
         command.add_argument("--strict", action="store_true", help="stop at the first scene that cannot be used")
+        command.add_argument(
+            "--allow-missing",
+            action="store_true",
+            help="leave out scenes or pictures that are not there, and name them",
+        )
         command.add_argument("--push-to-hub", metavar="REPO", help="also upload it to this dataset repo on the Hub")
         command.add_argument(
             "--private",
@@ -120,6 +125,7 @@ def main(argv: list[str] | None = None) -> int:
             command=_published_command(args, builder_class, sources, options),
             workers=args.workers,
             strict=args.strict,
+            allow_missing=args.allow_missing,
         )
     except (InputError, UnreadableFileError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -192,7 +198,8 @@ def _report(preparation: Preparation, output: Path) -> None:
         print(f"{split}: {counts['scenes']} scenes, {views}, {counts['questions']} questions")
     good = sum(counts["scenes"] for counts in preparation.counts.values())
     state = "already prepared" if preparation.already_there else "prepared"
-    print(f"{state}: {output} ({good} scenes good, {len(preparation.left_out)} left out)")
+    absent = f", {len(preparation.absent)} absent" if preparation.absent else ""
+    print(f"{state}: {output} ({good} scenes good, {len(preparation.left_out)} left out{absent})")
 
 
 def _flag(name: str) -> str:

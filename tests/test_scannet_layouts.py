@@ -263,3 +263,37 @@ def test_a_scan_in_two_roots_is_refused(download, capsys):
     assert f"scene {name} is in two folders of --scannet-root" in error
     assert str(download / "scans" / name) in error and str(download / "more" / name) in error
     assert not (download / "data" / "two").exists()
+
+
+def test_half_of_scannet(download, capsys):
+    """Catches absent scenes that are left out unasked, in silence or without their questions, a split that came out empty, and
+    half of a dataset taken for what is there later."""
+    train = [scene_name(index) for index, split in enumerate(SPLITS) if split == "train"]
+    shutil.move(download / "scans" / train[1], download / "later")
+    shutil.rmtree(download / "scans_test")
+    assert documented("scanqa") == 2
+    error = capsys.readouterr().err
+    assert (
+        f"2 of 5 scenes are not under --scannet-root {download / 'scans'}: {scene_name(TEST)}, {train[1]}; " in error
+    )
+    assert "--allow-missing leaves them out" in error and not (download / "data").exists()
+
+    assert documented("scanqa", "--allow-missing") == 0
+    printed = capsys.readouterr().out
+    said = f"2 of 5 scenes are absent and left out (--allow-missing): 2 ({scene_name(TEST)}, {train[1]})"
+    assert f"note: {said}\n" in printed
+    assert "note: the split 'test_wo_obj' is left out: none of its 1 scenes is there" in printed
+    assert "(3 scenes good, 0 left out, 2 absent)" in printed
+    card = (download / "data" / "scanqa" / "README.md").read_text()
+    assert said in card and "2 scenes and their questions were left out" in card
+    questions = datasets.load_dataset("data/scanqa")
+    assert set(questions) == {"train", "val"}
+    assert set(questions["train"]["scene_id"]) == {train[0], train[2]}
+    assert documented("scanqa", "--allow-missing") == 0
+    assert "already prepared: data/scanqa (3 scenes good, 0 left out, 2 absent)" in capsys.readouterr().out
+
+    shutil.move(download / "later", download / "scans" / train[1])
+    assert documented("scanqa", "--allow-missing") == 2
+    assert "other inputs or options" in capsys.readouterr().err
+    assert documented("scanqa", "--allow-missing", "--scannet-root", "data", "--output", "nothing") == 2
+    assert "there is nothing to prepare" in capsys.readouterr().err
