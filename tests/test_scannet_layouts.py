@@ -271,6 +271,8 @@ def test_half_of_scannet(download, capsys):
     train = [scene_name(index) for index, split in enumerate(SPLITS) if split == "train"]
     shutil.move(download / "scans" / train[1], download / "later")
     shutil.rmtree(download / "scans_test")
+    (download / "scans" / train[1]).mkdir()  # of a download that stopped, or of its mesh alone
+    shutil.copy(next((download / "later").glob("*.ply")), download / "scans" / train[1])
     assert documented("scanqa") == 2
     error = capsys.readouterr().err
     assert (
@@ -292,6 +294,7 @@ def test_half_of_scannet(download, capsys):
     assert documented("scanqa", "--allow-missing") == 0
     assert "already prepared: data/scanqa (3 scenes good, 0 left out, 2 absent)" in capsys.readouterr().out
 
+    shutil.rmtree(download / "scans" / train[1])
     shutil.move(download / "later", download / "scans" / train[1])
     assert documented("scanqa", "--allow-missing") == 2
     assert "other inputs or options" in capsys.readouterr().err

@@ -126,14 +126,12 @@ class ScanNetBuilder(PreparationBuilder):
         folders = scan_folders(sources.scannet_root, scene.scene_id)
         if folders:
             yield folders[0]
-            try:
-                yield from open_scan(folders[0], folders[1:]).files()
-            except UnreadableFileError:
-                return  # reading the scene says so
+            yield from open_scan(folders[0], folders[1:]).files()
 
     @classmethod
     def scan_of(cls, sources: Sources, scene: SceneInput) -> Scan:
-        folder, *others = scan_folders(sources.scannet_root, scene.scene_id)
+        folders = scan_folders(sources.scannet_root, scene.scene_id)
+        folder, *others = folders or [sources.scannet_root[0] / scene.scene_id]  # gone since it was found: an error
         return open_scan(folder, others)
 
     @classmethod
@@ -146,9 +144,10 @@ class ScanNetBuilder(PreparationBuilder):
 
 
 def scan_folders(roots: tuple[Path, ...], scene_id: str) -> list[Path]:
-    """The folders of a scan under all roots, the one with its recording first; empty if the scan is absent.
+    """The folders of a scan under all roots, the one with its recording first; empty if no root has its recording.
 
-    The others may hold its description and its mesh: `scannet_frames_25k` comes without them, and `scans` has them.
+    The others may hold its description and its mesh: `scannet_frames_25k` comes without them, and `scans` has them. An
+    interrupted download leaves empty folders, and one of the meshes alone has no recording: these scans are as good as absent.
 
     Raises:
         InputError: two of the folders have a recording.
@@ -160,7 +159,7 @@ def scan_folders(roots: tuple[Path, ...], scene_id: str) -> list[Path]:
         raise InputError(
             f"scene {scene_id} is in two folders of --scannet-root, {first} and {second}: give one of them"
         )
-    return sorted(folders, key=lambda folder: folder not in recordings.values())
+    return sorted(folders, key=lambda folder: folder not in recordings.values()) if recordings else []
 
 
 def _posed_frames(scan: SceneReader, remarks: list[Remark]) -> list[Frame]:
