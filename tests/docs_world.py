@@ -167,7 +167,9 @@ class World:
         )
         assert failure is None, failure
         # ScanNet as downloaded: streams, those of the test split in a folder of their own.
-        tested = {row["scene_id"] for row in json.loads((rooms / "scanqa" / "ScanQA_v1.0_test_w_obj.json").read_text())}
+        tested = {
+            row["scene_id"] for row in json.loads((rooms / "scanqa" / "ScanQA_v1.0_test_w_obj.json").read_text())
+        }
         for name in ("scans", "scans_test"):
             (folder / name).mkdir()
         for scan in (rooms / "sens").iterdir():
