@@ -22,20 +22,25 @@ from .annotations import Annotations, SceneInput
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the raw files are; the command-line options of the same names. None or empty: not given."""
+    """Where the raw files are; the command-line options of the same names. None or empty: not given.
+
+    Several folders of scans: see `data_scripts.scannet.scan_roots`.
+    """
 
     annotations: tuple[Path, ...] = ()
     records: tuple[Path, ...] = ()
-    scannet_root: Path | None = None
+    scannet_root: tuple[Path, ...] = ()
     arkitscenes_root: Path | None = None
     roomplan_root: Path | None = None
     image_root: Path | None = None
 
     def folders(self) -> list[Path]:
         """The folders that were given, and those of the files that were given."""
-        given = [value for value in vars(self).values() if value]
-        folders = [{path.parent for path in value} if isinstance(value, tuple) else {value} for value in given]
-        return sorted({Path(os.path.abspath(folder)) for some in folders for folder in some})
+        folders = set()
+        for name, value in vars(self).items():
+            paths = value if isinstance(value, tuple) else (value,) if value else ()
+            folders |= {path if name.endswith("_root") else path.parent for path in paths}
+        return sorted({Path(os.path.abspath(folder)) for folder in folders})
 
 
 ACTIONS = ("place_anchor", "list_objects", "describe_room")
