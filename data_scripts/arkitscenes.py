@@ -213,7 +213,7 @@ def find_scans(root: Path) -> dict[str, ScanPlace]:
         for split in SPLITS:
             folder = root / layout / split
             for scan in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if scan.is_dir():
+                if scan.is_dir() and not scan.name.startswith("."):  # what a download is unpacking is no scan yet
                     found.setdefault(scan.name, ScanPlace(split, scan, layout))
     return dict(sorted(found.items()))
 
