@@ -32,7 +32,7 @@ from modeling_vggt_qwen3 import (
     VggtQwen3ImageProcessorPil,
     VggtQwen3Processor,
 )
-from modeling_vggt_qwen3.convert_card import describe_left_out, find_licence, write_documents
+from modeling_vggt_qwen3.convert_card import VGGT_LICENCES, describe_left_out, find_licence, write_documents
 from modeling_vggt_qwen3.convert_chat_template import choose_chat_template
 from modeling_vggt_qwen3.convert_inputs import WeightFiles, find_source, load_text_config, load_tokenizer
 from modeling_vggt_qwen3.convert_weights import (
@@ -217,6 +217,18 @@ def convert_tiny(output: Path, image_size: int, projector_type: str, seed: int):
     print(f"Wrote a random model of {num_parameters:,} parameters to {output}.")
 
 
+def check_projector_sizes(projector_type: str, sizes: dict[str, int | None]) -> dict[str, int]:
+    """Those of the projector's `sizes` that are set; raises ValueError for one that is not positive or that nothing reads."""
+    given = {name: size for name, size in sizes.items() if size is not None}
+    for name, size in given.items():
+        option = f"--{name.replace('_', '-')}"
+        if size < 1:
+            raise ValueError(f"{option} must be at least 1, got {size}.")
+        if projector_type == "mlp" and name != "projector_hidden_size":
+            raise ValueError(f"{option} is a size of the perceiver, which --projector-type mlp does not read.")
+    return given
+
+
 def convert_released(
     vggt: str,
     text: str,
@@ -227,6 +239,12 @@ def convert_released(
     depth_head_layers: Sequence[int] = (4, 11, 17, 23),
     rope_theta: float = 100.0,
     seed: int = 0,
+    vggt_licence: str | None = None,
+    projector_hidden_size: int | None = None,
+    projector_num_latents: int | None = None,
+    projector_num_hidden_layers: int | None = None,
+    projector_num_attention_heads: int | None = None,
+    projector_mlp_ratio: int | None = None,
 ):
     """
     Writes the checkpoint made of the VGGT and the causal language model at two paths or repos to `output`.
@@ -234,13 +252,31 @@ def convert_released(
     Everything is checked before anything is written: keys, shapes, vocabulary, checksums, disk. Tensors are streamed:
     never more than one shard is in memory.
 
+    Args:
+        vggt_licence (`str`, *optional*): Of a VGGT without a card and without the name of its release: `vggt-aup-license`
+            (VGGT-1B-Commercial) or `cc-by-nc-4.0` (VGGT-1B); see [`find_licence`].
+        projector_hidden_size, projector_num_latents, projector_num_hidden_layers, projector_num_attention_heads,
+            projector_mlp_ratio (`int`, *optional*): Sizes of the projector; by default those of [`VggtQwen3Config`].
+
     Raises:
         OSError: if an input does not exist, `output` does, or the disk is too small.
-        ValueError: if an input is damaged, holds code, or is not what it should be.
+        ValueError: if an input is damaged, holds code, or is not what it should be; if nothing tells the licence of the VGGT;
+            or if the projector cannot have such a size.
     """
     check_output(output)
+    sizes = {
+        "projector_hidden_size": projector_hidden_size,
+        "projector_num_latents": projector_num_latents,
+        "projector_num_hidden_layers": projector_num_hidden_layers,
+        "projector_num_attention_heads": projector_num_attention_heads,
+        "projector_mlp_ratio": projector_mlp_ratio,
+    }
+    sizes = check_projector_sizes(projector_type, sizes)
     sources = {"vggt": find_source(vggt), "text": find_source(text)}
-    licences = {part: find_licence(source, part) for part, source in sources.items()}
+    licences = {
+        "vggt": find_licence(sources["vggt"], "vggt", vggt_licence),
+        "text": find_licence(sources["text"], "text"),
+    }
     text_config = load_text_config(sources["text"])
     text_config._name_or_path = sources["text"].repo_id or ""  # no path of this machine travels with the checkpoint
     tokenizer = load_tokenizer(sources["text"], text_config.vocab_size)
@@ -255,6 +291,7 @@ def convert_released(
         geometry_token_id=tokenizer.convert_tokens_to_ids("<|vision_pad|>"),
         vision_feature_layers=list(vision_feature_layers),
         projector_type=projector_type,
+        **sizes,
     )
     processor = create_processor(config, tokenizer, chat_template)
     with torch.device("meta"):
@@ -338,6 +375,21 @@ def main():
     convert.add_argument("--output", type=Path, required=True)
     convert.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     convert.add_argument("--projector-type", choices=("perceiver", "mlp"), default="perceiver")
+    defaults = VggtQwen3Config()
+    for name, of in (
+        ("hidden-size", "width inside the projector"),
+        ("num-latents", "tokens into which the perceiver resamples a scene's views, as the language model sees them"),
+        ("num-hidden-layers", "layers of the perceiver"),
+        ("num-attention-heads", "attention heads of the perceiver, of which the width is a multiple"),
+        ("mlp-ratio", "width of the perceiver's MLPs over its own"),
+    ):
+        default = getattr(defaults, f"projector_{name.replace('-', '_')}")
+        convert.add_argument(f"--projector-{name}", type=int, help=f"{of} (default: {default})")
+    convert.add_argument(
+        "--vggt-licence",
+        choices=VGGT_LICENCES,
+        help="of a VGGT whose files do not tell (neither card nor name): that of VGGT-1B-Commercial, or that of VGGT-1B",
+    )
     convert.add_argument(
         "--vision-feature-layers",
         type=int,
