@@ -188,7 +188,7 @@ class World:
         splits = folder / "mirror" / "threedod" / "3dod_train_val_splits.csv"
         splits.write_text("video_id,visit_id,fold\n" + "".join(lines))
         shutil.copy(splits, folder / splits.name)
-        put_vggt(self.hub)
+        put_vggt(self.hub, folder / "model.pt")
         put_qwen3(self.hub, folder / "qwen3")
 
     def write_records(self):
