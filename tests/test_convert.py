@@ -402,54 +402,7 @@ def test_repo_of_the_hub_is_named_with_its_revision(vggt, text, tmp_path, monkey
     assert [manifest[part]["revision"] for part in ("vggt", "text")] == [revision] * 2
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("projector_hidden_size", 48),
-        ("projector_num_latents", 64),
-        ("projector_num_hidden_layers", 3),
-        ("projector_num_attention_heads", 4),
-        ("projector_mlp_ratio", 2),
-    ],
-)
-def test_sizes_of_the_perceiver_are_options(option, value, vggt, text, tmp_path, monkeypatch):
-    """Catches an option of the command line that changes nothing, or the config and not the tensors or the processor."""
-    sizes = {"projector_hidden_size": 32, "projector_num_latents": 5, "projector_num_hidden_layers": 1}
-    sizes |= {"projector_num_attention_heads": 2, "projector_mlp_ratio": 1}
-    shapes = []
-    for name, changes in (("before", {}), ("after", {option: value})):
-        options = OPTIONS | {"projector_type": "perceiver"} | sizes | changes
-        words = [f"--vggt={vggt}", f"--text={text}", f"--output={tmp_path / name}"]
-        for key, given in options.items():
-            words += [f"--{key.replace('_', '-')}", *map(str, given if isinstance(given, list) else [given])]
-        monkeypatch.setattr(sys, "argv", ["convert", "convert", *words])
-        converter.main()
-        model, report = VggtQwen3ForConditionalGeneration.from_pretrained(tmp_path / name, output_loading_info=True)
-        assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-        assert {key: getattr(model.config, key) for key in sizes} == sizes | changes
-        processor = VggtQwen3Processor.from_pretrained(tmp_path / name)
-        assert processor.projector_num_latents == model.config.projector_num_latents
-        projector = model.model.projector
-        assert projector.layers[0].self_attention.head_dim * (sizes | changes)["projector_num_attention_heads"] == (
-            model.config.projector_hidden_size
-        )
-        shapes.append({key: tuple(tensor.shape) for key, tensor in projector.state_dict().items()})
-    assert (shapes[0] == shapes[1]) == (option == "projector_num_attention_heads")  # heads share the width
-
-
 # Bad input
-
-
-def test_sizes_that_no_perceiver_has_are_refused(vggt, text, tmp_path):
-    """Catches a projector without latents, and a size that is accepted and not read."""
-    refuse(tmp_path, vggt, text, "--projector-num-latents is a size of the perceiver", projector_num_latents=64)
-    perceiver = {"projector_type": "perceiver"}
-    for name in ("num_latents", "num_hidden_layers"):
-        words = f"--projector-{name.replace('_', '-')} must be at least 1, got 0"
-        refuse(tmp_path, vggt, text, words, **perceiver, **{f"projector_{name}": 0})
-    refuse(
-        tmp_path, vggt, text, r"projector_hidden_size \(40\) must be a multiple", **perceiver, projector_hidden_size=40
-    )
 
 
 class Code:

@@ -43,7 +43,7 @@ def test_values_of_the_table_are_those_of_our_stages():
     compared = 0
     for _, here, _ in rows():
         for key, values in re.findall(r"`(\w+)`:? ((?:[\d.e-]+|–)(?: / (?:[\d.e-]+|–))*)(?=$|[;, ])", here):
-            if key == "convert":
+            if key in ("convert", "resize"):
                 continue
             values = [value.strip(" ,") for value in values.split(" / ")]
             for config, value in zip(configs, values * (3 if len(values) == 1 else 1), strict=True):
@@ -52,7 +52,9 @@ def test_values_of_the_table_are_those_of_our_stages():
     assert compared >= 20
 
 
-OPTIONS = sorted({code for row in rows() for code in re.findall(r"`((?:convert )?--[^`]+ [^`]+)`", " ".join(row[1:]))})
+OPTIONS = sorted(
+    {code for row in rows() for code in re.findall(r"`((?:convert |resize )?--[^`]+ [^`]+)`", " ".join(row[1:]))}
+)
 
 
 def test_there_are_options():
@@ -64,9 +66,10 @@ def test_there_are_options():
 def test_values_of_the_original_can_be_set(option, capsys):
     """Catches a difference that is no choice: an old value that the table offers and that is refused, or changes nothing."""
     words = shlex.split(option)
-    if words[0] == "convert":
-        required = ["--vggt", "vggt", "--text", "qwen3", "--output", "model"]
-        run_until_parsed(["-m", "modeling_vggt_qwen3.convert_vggt_qwen3_to_hf", *words, *required])
+    required = {"convert": "--vggt vggt --text qwen3 --output model", "resize": "--checkpoint model --output resized"}
+    if words[0] in required:
+        words += required[words[0]].split()
+        run_until_parsed(["-m", "modeling_vggt_qwen3.convert_vggt_qwen3_to_hf", *words])
         return
     changed = set()
     for stage in STAGES:
