@@ -33,18 +33,14 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
+from .arkitscenes import SPLITS, WITHOUT_3DOD
+
 
 BASE_URL = "https://docs-assets.developer.apple.com/ml-research/datasets/arkitscenes/v1"
 # The lists of videos lie with the code of Apple's script, not with the data.
 LIST_URL = "https://raw.githubusercontent.com/apple/ARKitScenes/main"
 LISTS = {"3dod": "threedod/3dod_train_val_splits.csv", "raw": "raw/raw_train_val_splits.csv"}
-SPLITS = ("Training", "Validation")
-# Videos that have no boxes, mesh or trajectory on the server: Apple's script does not ask for them, either.
-ASSETS_OF_3DOD = ("annotation", "mesh", "lowres_wide.traj")
-WITHOUT_3DOD = frozenset(
-    "42446164 42897421 42897612 42897848 42899148 42899153 45261582 45663223 45663226 45663227 47332198 47333152 "
-    "47333155 47333960 47334515 47334522 47334523 47429677 47430089 47895482 48018149 48018733 48458535 48458541".split()
-)
+ASSETS_OF_3DOD = ("annotation", "mesh", "lowres_wide.traj")  # which the videos WITHOUT_3DOD lack
 MEAN_3DOD_SIZE = 623.4e9 / 5047  # bytes of a scan: what DATA.md says of all
 ARCHIVES = ("confidence", "highres_depth", "lowres_depth", "lowres_wide", "lowres_wide_intrinsics", "ultrawide")
 ARCHIVES += ("ultrawide_intrinsics", "vga_wide", "vga_wide_intrinsics", "wide", "wide_intrinsics")
