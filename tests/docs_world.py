@@ -192,8 +192,10 @@ class World:
         (folder / "ARKitScenes" / "3dod" / "Training").symlink_to(rooms / "arkitscenes" / "3dod" / "Training")
         with (rooms / "arkitscenes" / "metadata.csv").open() as metadata:
             lines = [f"{row['video_id']},{row['visit_id']},{row['fold']}\n" for row in csv.DictReader(metadata)]
-        (folder / "3dod_train_val_splits.csv").write_text("video_id,visit_id,fold\n" + "".join(lines))
-        put_vggt(self.hub)
+        splits = folder / "mirror" / "threedod" / "3dod_train_val_splits.csv"
+        splits.write_text("video_id,visit_id,fold\n" + "".join(lines))
+        shutil.copy(splits, folder / splits.name)
+        put_vggt(self.hub, folder / "model.pt")
         put_qwen3(self.hub, folder / "qwen3")
 
     def write_records(self):

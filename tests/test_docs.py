@@ -120,6 +120,17 @@ def test_python_blocks_compile():
         compile(text, where, "exec")
 
 
+def test_examples_decode_as_evaluation_does():
+    """Catches an example that samples, by Qwen3's own generation settings: other answers with each call, and worse ones."""
+    calls = [
+        (where, {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords})
+        for where, text in blocks("python")
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "generate"
+    ]
+    assert calls and not [where for where, keywords in calls if keywords.get("do_sample") != "False"]
+
+
 def test_links_lead_somewhere():
     """Catches links to files and headings that were renamed."""
     wrong = []
