@@ -159,7 +159,7 @@ def test_damaged_data_is_named(repo, checkpoint, tmp_path):
     assert "1 scenes are in the split train and in val (scene0000_00" in check_data(settings)[0]
     (tmp_path / "empty").mkdir()
     settings.dataset_paths = [str(tmp_path / "empty"), str(tmp_path / "nowhere")]
-    empty, nowhere = check_data(settings)
+    nowhere, empty = check_data(settings)  # what is not here at all comes first
     assert "empty is not a prepared repository" in empty and "nowhere is not here: prepare it first" in nowhere
 
 
