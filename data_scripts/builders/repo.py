@@ -24,6 +24,7 @@ from ..licences import Origin, find_origin
 from .annotations import Annotations, InputError, SceneInput, check_question_ids
 from .base import Options, PreparationBuilder, Sources
 from .reading import Reading, describe_failure, read_scenes, scene_digest, scene_file
+from .val_share import split_validation
 
 
 MANIFEST = "preparation.json"
@@ -60,6 +61,8 @@ def prepare_repo(
     command: str,
     workers: int = 1,
     strict: bool = False,
+    allow_missing: bool = False,
+    annotations: Annotations | None = None,
 ) -> Preparation:
     """Prepares `output` from raw files, or finds that it is there already.
 
@@ -72,7 +75,9 @@ def prepare_repo(
         output: the repo to make; must not exist, be empty, or be the result of the same preparation.
         command: what the card says made the repo.
         workers: number of processes that read scenes.
-        strict: an unusable scene is an error. Otherwise it is left out with its questions.
+        strict: an unusable scene or record is an error. Otherwise it is left out, with its questions.
+        allow_missing: scenes that are absent are left out. Otherwise they are an error.
+        annotations: what `read_annotations` gave, where it has been called before.
 
     Raises:
         InputError: the annotation files or scenes do not fit together, no scene of a split can be used (with
@@ -80,8 +85,8 @@ def prepare_repo(
         PreparationError: writing failed.
     """
     origin = origin_of(builder_class, sources)
-    annotations = builder_class.read_annotations(sources)
-    digests = _check_scenes(builder_class, sources, options, annotations)
+    annotations = annotations or read_annotations(builder_class, sources, options, strict)
+    digests, absent = _check_scenes(builder_class, sources, options, annotations, allow_missing)
     fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     manifest = _read_manifest(output)
     if manifest is not None:
@@ -108,13 +113,18 @@ def prepare_repo(
             builder_class,
             sources,
             options,
-            ((scene, digests[split][scene.scene_id]) for split in digests for scene in annotations.scenes[split]),
+            (
+                (scene, digests[split][scene.scene_id])
+                for split in digests
+                for scene in annotations.scenes[split]
+                if scene.scene_id in digests[split]
+            ),
             work / "scenes",
             workers,
             strict,
         )
-        notes = annotations.notes + reading.lines()
-        counts = _write(builder_class, work, digests, fingerprint, reading, notes, command, options, origin)
+        notes = annotations.notes + absent_notes(absent, annotations) + reading.lines()
+        counts = _write(builder_class, work, digests, fingerprint, reading, notes, command, options, origin, absent)
         os.replace(work / "repo", output)
         done = True
     except InputError:
@@ -139,6 +149,31 @@ def prepare_repo(
     return Preparation(counts, reading.left_out, notes, found=reading.found)
 
 
+def read_annotations(
+    builder_class: type[PreparationBuilder], sources: Sources, options: Options, strict: bool = False
+) -> Annotations:
+    """The annotations with their validation part; raises `InputError` as the builder, and for a bad record with `strict`."""
+    annotations = builder_class.read_annotations(sources)
+    if strict and annotations.faults:
+        raise InputError(f"{annotations.faults[0]} (--strict)")
+    return annotations if options.val_share is None else split_validation(annotations, options.val_share)
+
+
+def absent_notes(absent: list[str], annotations: Annotations) -> list[str]:
+    """Says how many scenes are absent and, folder by folder, which: a release lacks whole folders of pictures."""
+    if not absent:
+        return []
+    folders: dict[str, list[str]] = {}
+    for scene_id in absent:
+        folders.setdefault(scene_id.rpartition("/")[0], []).append(scene_id)
+    total = sum(map(len, annotations.scenes.values()))
+    parts = [
+        f"{len(some)}{f' of {folder}' if folder else ''} ({', '.join(some[:5])}{', ...' if len(some) > 5 else ''})"
+        for folder, some in folders.items()
+    ]
+    return [f"{len(absent)} of {total} scenes are absent and left out (--allow-missing): {'; '.join(parts)}"]
+
+
 def origin_of(builder_class: type[PreparationBuilder], sources: Sources) -> Origin:
     """Where the data come from, and their licences; raises `InputError` if a card beside them cannot be read."""
     default = Origin(builder_class.TITLE, builder_class.SOURCE, builder_class.LICENCE, builder_class.LICENCES)
@@ -158,6 +193,7 @@ def _write(
     command: str,
     options: Options,
     origin: Origin,
+    absent: list[str],
 ) -> dict[str, dict[str, int]]:
     """Writes `work/repo` from the scenes that were read; returns the counts of the splits."""
     bad = {failure["scene_id"] for failure in reading.left_out}
@@ -210,7 +246,7 @@ def _write(
         about=builder_class.ABOUT,
         command=command,
         counts=counts,
-        num_left_out=len(reading.left_out),
+        num_left_out=len(reading.left_out) + len(absent),
         notes=notes,
         image_size=options.image_size,
         data_files=data_files,
@@ -224,6 +260,7 @@ def _write(
         "counts": counts,
         "options": {name: value for name, value in asdict(options).items() if name in builder_class.OPTIONS},
         "left_out": reading.left_out,
+        "absent": absent,
         "notes": notes,
         "files": {str(path.relative_to(repo)): path.stat().st_size for path in sorted(repo.glob("*/*.parquet"))},
     }
@@ -232,9 +269,17 @@ def _write(
 
 
 def _check_scenes(
-    builder_class: type[PreparationBuilder], sources: Sources, options: Options, annotations: Annotations
-) -> dict[str, dict[str, str]]:
-    """Split to scene_id to digest; raises `InputError` if splits share a scene, or a scene is absent."""
+    builder_class: type[PreparationBuilder],
+    sources: Sources,
+    options: Options,
+    annotations: Annotations,
+    allow_missing: bool,
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Split to scene_id to digest, and the scenes that are absent.
+
+    Raises:
+        InputError: splits share a scene; a scene is absent, or with `allow_missing` all of a split are.
+    """
     for option in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES):
         root = getattr(sources, option)
         if option.endswith("_root") and root is not None and not root.is_dir():
@@ -255,12 +300,18 @@ def _check_scenes(
         split: {scene.scene_id: digest(scene) for scene in scenes} for split, scenes in annotations.scenes.items()
     }
     absent = [scene_id for scenes in digests.values() for scene_id, digest in scenes.items() if digest is None]
-    if absent:
+    present = {
+        split: {scene_id: digest for scene_id, digest in scenes.items() if digest is not None}
+        for split, scenes in digests.items()
+    }
+    empty = [split for split, scenes in present.items() if not scenes]
+    if absent and (empty or not allow_missing):
         examples = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         roots = [name for name in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES) if name.endswith("_root")]
         where = f"--{roots[0].replace('_', '-')} {getattr(sources, roots[0])}"
-        raise InputError(f"{len(absent)} of {len(split_of)} scenes are not under {where}: {examples}")
-    return digests
+        advice = f"no scene of the split '{empty[0]}' is there" if allow_missing else "--allow-missing leaves them out"
+        raise InputError(f"{len(absent)} of {len(split_of)} scenes are not under {where}: {examples}; {advice}")
+    return present, absent
 
 
 def _read_manifest(output: Path) -> dict[str, Any] | None:
@@ -301,4 +352,4 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-__all__ = ["MANIFEST", "Preparation", "PreparationError", "origin_of", "prepare_repo"]
+__all__ = ["MANIFEST", "Preparation", "PreparationError", "origin_of", "prepare_repo", "read_annotations"]
