@@ -174,7 +174,10 @@ def _jobs(
         raise InputError(
             f"{args.output}: is a prepared repo, and --source makes folders in it; choose another --output"
         )
-    annotations = {name: read_annotations(builder_class, some, options, args.strict) for name, some in named.items()}
+    annotations = {
+        name: read_annotations(builder_class, some, options, args.strict, args.allow_missing)
+        for name, some in named.items()
+    }
     for note in check_sources(named, annotations):
         print(f"note: {note}")
     return [

@@ -72,7 +72,7 @@ def test_four_json_releases_in_one_call(here, capsys):
         "--source", "sharegpt4v=sharegpt4v_instruct_gpt4-vision_cap100k.json,images",
         "--source", "docvqa=spdocvqa_qas/train_v1.0_withQT.json,spdocvqa_qas/val_v1.0_withQT.json,spdocvqa_images",
         "--source", f"chartqa={','.join(charts)},ChartQA Dataset",
-        "--val-share", "0.3",
+        "--val-share", "0.01",
     )  # fmt: skip
     assert status == 0
     printed = capsys.readouterr().out
@@ -83,9 +83,8 @@ def test_four_json_releases_in_one_call(here, capsys):
         shutil.rmtree(name)
     llava, captions = (datasets.load_dataset(f"data/{name}") for name in ("llava", "sharegpt4v"))
     assert sum(map(len, llava.values())) == 23 and sum(map(len, captions.values())) == 8
-    assert not set(llava["train"]["scene_id"]) & set(llava["val"]["scene_id"])
-    assert not set(llava["train"]["scene_id"]) & set(captions["val"]["scene_id"])
-    assert not set(captions["train"]["scene_id"]) & set(llava["val"]["scene_id"])
+    assert set(llava["val"]["scene_id"]) == set(captions["val"]["scene_id"]) == {COCO[2]} and len(llava["val"]) == 2
+    assert COCO[2] not in llava["train"]["scene_id"] and COCO[2] not in captions["train"]["scene_id"]
     rows = [row for split in llava.values() for row in split if row["scene_id"] == COCO[0]]
     assert [row["answers"] for row in rows] == [["Noise"], ["It is 0."], ["Noise of all colours."]]
     stored = pictures("data/llava", "train") | pictures("data/llava", "val")
@@ -106,15 +105,15 @@ def test_parquet_of_the_hub(here, capsys):
     picture of another row, and an official split that is taken for training."""
     write_docvqa_tables(here), write_chartqa_tables(here)
     assert prepare("--source", "docvqa=DocVQA/DocVQA", "--source", "chartqa=ChartQA/data", "--val-share", "0.01") == 0
-    assert "note: --val-share not used: there is a split val" in capsys.readouterr().out
+    assert "note: --val-share 0.01 not used: there is a split val" in capsys.readouterr().out
     shutil.rmtree("DocVQA"), shutil.rmtree("ChartQA")
     documents = datasets.load_dataset("data/docvqa")
     assert {split: len(rows) for split, rows in documents.items()} == {"train": 3, "val": 3, "test": 3}
-    assert documents["train"]["scene_id"][:] == [f"documents/trainbl0037_{page}.png" for page in (1, 1, 2)]
+    assert documents["train"]["scene_id"][:] == [f"documents/trainbl0027_{page}.png" for page in (1, 1, 2)]
     assert documents["train"]["question_id"][:] == ["337", "338", "339"]
     assert documents["val"]["answers"][0] == ["1/0/93", "1.0.93"] and documents["test"]["answers"][0] == []
     stored = pictures("data/docvqa", "val")
-    assert stored == {f"documents/valbl0037_{page}.png": encoded(f"valbl0037_{page}.png", "PNG") for page in (1, 2)}
+    assert stored == {f"documents/valbl0027_{page}.png": encoded(f"valbl0027_{page}.png", "PNG") for page in (1, 2)}
     charts = datasets.load_dataset("data/chartqa")
     assert charts["train"]["question"][:] == ["Question 0?", "Question 1?", "Question 3?", "Question 2?"]
     assert charts["train"]["answers"][:] == [["0"], ["1"], ["3"], ["2"]]
@@ -215,10 +214,10 @@ def test_picture_in_two_sources(here, capsys):
         line = refused(capsys, "--source", "one=one.json,images", "--source", other)
         assert "the picture a.jpg is named in two sources, one (split train) and two (split val)" in line
     write_docvqa_tables(here, ["train"]), write_docvqa(here)
-    write_picture(here / "spdocvqa_images" / "documents" / "trainbl0037_1.png")
+    write_picture(here / "spdocvqa_images" / "documents" / "trainbl0027_1.png")
     line = refused(capsys, "--source", "docvqa=DocVQA/DocVQA,spdocvqa_qas/train_v1.0_withQT.json,spdocvqa_images")
     assert (
-        "the picture documents/trainbl0037_1.png is named in DocVQA/DocVQA/train-00000-of-00001.parquet and in" in line
+        "the picture documents/trainbl0027_1.png is named in DocVQA/DocVQA/train-00000-of-00001.parquet and in" in line
     )
     assert not Path("data").exists()
 
@@ -251,7 +250,7 @@ def test_sources_that_cannot_be_read(here, capsys, arguments, words):
 
 def test_val_share():
     """Catches questions of one picture on both sides, a share that is another one with other data beside it, and a split
-    without a picture."""
+    without a picture, or of absent ones."""
     scenes = [SceneInput.of(f"coco/{number}.jpg", [{"question": "a"}, {"question": "b"}]) for number in range(2000)]
     split = split_validation(Annotations({"train": scenes, "test": scenes[:1]}), 0.05).scenes
     val = {scene.scene_id for scene in split["val"]}
@@ -261,11 +260,12 @@ def test_val_share():
     some = [SceneInput.of(scene.scene_id.removeprefix("coco/"), [], None) for scene in scenes[500:1500]]
     again = split_validation(Annotations({"train": some}), 0.05).scenes["val"]
     assert {f"coco/{scene.scene_id}" for scene in again} == val & {scene.scene_id for scene in scenes[500:1500]}
-    for share in (0.001, 0.999):
-        few = split_validation(Annotations({"train": scenes[:3]}), share).scenes
-        assert few["train"] and few["val"]
-    alone = split_validation(Annotations({"train": scenes[:1]}), 0.5)
-    assert list(alone.scenes) == ["train"] and "not used" in alone.notes[0]
+    for share, taken in ((0.0001, "none"), (0.9999, "all")):
+        few = split_validation(Annotations({"train": scenes[:3]}), share)
+        assert list(few.scenes) == ["train"] and f"of 3 scenes to train on it would take {taken}" in few.notes[0]
+    # Absent pictures are not what is held out.
+    there = split_validation(Annotations({"train": scenes}), 0.05, lambda scene: scene.scene_id not in val)
+    assert list(there.scenes) == ["train"] and len(there.scenes["train"]) == 2000
 
 
 def test_damaged_picture_of_a_table(here, capsys):

@@ -85,7 +85,7 @@ def prepare_repo(
         PreparationError: writing failed.
     """
     origin = origin_of(builder_class, sources)
-    annotations = annotations or read_annotations(builder_class, sources, options, strict)
+    annotations = annotations or read_annotations(builder_class, sources, options, strict, allow_missing)
     digests, absent = _check_scenes(builder_class, sources, options, annotations, allow_missing)
     fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     manifest = _read_manifest(output)
@@ -150,13 +150,23 @@ def prepare_repo(
 
 
 def read_annotations(
-    builder_class: type[PreparationBuilder], sources: Sources, options: Options, strict: bool = False
+    builder_class: type[PreparationBuilder],
+    sources: Sources,
+    options: Options,
+    strict: bool = False,
+    allow_missing: bool = False,
 ) -> Annotations:
     """The annotations with their validation part; raises `InputError` as the builder, and for a bad record with `strict`."""
     annotations = builder_class.read_annotations(sources)
     if strict and annotations.faults:
         raise InputError(f"{annotations.faults[0]} (--strict)")
-    return annotations if options.val_share is None else split_validation(annotations, options.val_share)
+    if options.val_share is None:
+        return annotations
+
+    def is_there(scene: SceneInput) -> bool:
+        return not allow_missing or any(True for _ in builder_class.scene_files(sources, scene))
+
+    return split_validation(annotations, options.val_share, is_there)
 
 
 def absent_notes(absent: list[str], annotations: Annotations) -> list[str]:

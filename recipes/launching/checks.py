@@ -15,9 +15,9 @@ from packaging.version import Version
 
 from modeling_vggt_qwen3 import VggtQwen3Config
 from modeling_vggt_qwen3.convert_inputs import WeightFiles
-from recipes.training.arguments import check_checkpoint_for
+from recipes.training.arguments import check_checkpoint_for, no_eval_split
 
-from .data_size import parquet_files
+from .data_size import lacks_split, parquet_files
 from .settings import data_arguments
 from .shapes import local_config, read_shapes
 
@@ -31,11 +31,19 @@ COLUMNS = {"scenes": {"scene_id", "images", "geometry"}, "qa": {"scene_id", "que
 
 
 def check_data(settings: Namespace) -> list[str]:
-    """Every file of every split of every dataset: there, whole, with the columns and with rows; no scene in two splits."""
+    """
+    Every file of every split of every dataset: there, whole, with the columns and with rows; no scene in two splits. Some
+    may have no split to evaluate on, not all.
+    """
     problems = []
     scenes: dict[str, dict[str, str]] = {}  # split: {scene: dataset}
+    without = [path for path in settings.dataset_paths if lacks_split(path, settings.eval_split)]
+    if len(without) == len(settings.dataset_paths) and settings.eval_strategy != "no":
+        problems.append(f"Data: {no_eval_split(without, settings.eval_split)}")
     for path in settings.dataset_paths:
         for split in dict.fromkeys((settings.train_split, settings.eval_split)):
+            if path in without and split != settings.train_split:
+                continue  # it trains, and is left out of evaluations
             for config in ("scenes", "qa"):
                 try:
                     found = read_scene_ids(path, config, split)

@@ -334,6 +334,15 @@ def check_data_arguments(arguments: DataArguments):
             raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
+def no_eval_split(paths: list[str], split: str) -> str:
+    """Says that none of `dataset_paths` has the split to evaluate on, and what to set."""
+    return (
+        f"there is no split {split!r} (eval_split) in {', '.join(paths)}: nothing to evaluate on. Prepare one of them with a validation "
+        "part (data_scripts.prepare instruct has --val-share), name another eval_split, or set eval_strategy: no and "
+        "load_best_model_at_end: false."
+    )
+
+
 def check_loss_heads(arguments: ModelArguments):
     """Raises ValueError for weights of losses that there are not, or that leave the anchor head untrained."""
     weights = arguments.loss_heads or {}
@@ -455,6 +464,7 @@ __all__ = [
     "check_effects",
     "check_loss_heads",
     "make_parser",
+    "no_eval_split",
     "parse_arguments",
     "trains_at_learning_rate",
     "yaml_of",

@@ -24,6 +24,10 @@ SCENE_COLUMNS = ("scene_id", "images", "geometry")
 QUESTION_COLUMNS = ("scene_id", "question_id", "question", "situation", "answers", "task", "action")
 
 
+class MissingSplitError(ValueError):
+    """A prepared repository that is there has no such split."""
+
+
 @dataclass(frozen=True)
 class Pack:
     """What one training sequence holds. All randomness of the example is in `seed`: any process can make it."""
@@ -47,7 +51,7 @@ class SceneDataset:
             it needs, no more is decoded than that (see [`decode_for`]). Without, views come as they are stored.
 
     Raises:
-        ValueError: if the repository, the split or a column is not there, a question names an unknown scene, or the store does
+        ValueError: if the repository, the split ([`MissingSplitError`]) or a column is not there, a question names an unknown scene, or the store does
             not hold a scene.
     """
 
@@ -64,7 +68,8 @@ class SceneDataset:
             scenes = datasets.load_dataset(path, "scenes", split=split)
             self.qa = datasets.load_dataset(path, "qa", split=split)
         except (FileNotFoundError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-            raise ValueError(
+            missing = str(error).startswith("Unknown split")
+            raise (MissingSplitError if missing else ValueError)(
                 f"{path} is not a prepared dataset with a split {split!r} (made by data_scripts.prepare): {error}"
             ) from error
         for name, table, columns in (("scenes", scenes, SCENE_COLUMNS), ("qa", self.qa, QUESTION_COLUMNS)):
@@ -384,6 +389,7 @@ def check_disjoint(train: SceneDataset, other: SceneDataset):
 
 
 __all__ = [
+    "MissingSplitError",
     "Pack",
     "PackDataset",
     "PackSampler",
