@@ -86,6 +86,24 @@ def test_a_missing_dataset_is_no_missing_split(checkpoint, repos, tmp_path):
     assert any("toy_without has no split 'other'" in problem for problem in check_data(read_settings("stage1", argv)))
 
 
+def test_other_paths_come_without_the_weights_of_the_yaml():
+    """Catches `--dataset_paths mine` refused for the weights of four datasets that it does not train on."""
+
+    def read(*argv):
+        stage1, launcher = (
+            parse_arguments(CONFIGS / "stage1_sft.yaml", list(argv))[1],
+            read_settings("stage1", list(argv)),
+        )
+        assert stage1.dataset_weights == launcher.dataset_weights
+        return stage1.dataset_weights
+
+    assert read() == [0.6, 0.2, 0.1, 0.1] == read("--dataset_paths", "a", "b", "c", "d")
+    assert read("--dataset_paths", "mine") == [] == read("--dataset-paths=mine")
+    assert read("--dataset_paths", "a", "b", "--dataset_weights", "1", "3") == [1, 3]
+    with pytest.raises(SystemExit):
+        read("--dataset_paths", "a", "b", "--dataset_weights", "1")
+
+
 @pytest.mark.slow
 def test_stage_1_on_the_official_releases(checkpoint, tmp_path, monkeypatch):
     """Catches a prepared release that stage 1 cannot read, mix by its weights, or evaluate."""
