@@ -115,7 +115,8 @@ def _add(found: dict[str, Sources], where: str, name: str, paths: list[Path], ro
         elif path.is_file():
             files.append(path)
         else:
-            raise InputError(f"{where}: there is no {path}")
+            hint = "" if path.suffix else f"; of the Hub: hf download {path} --repo-type dataset --local-dir DIR"
+            raise InputError(f"{where}: there is no {path}{hint}")
     names_pictures = [path for path in files if not is_table(path)]
     if names_pictures and root is None:
         raise InputError(f"{where}: {names_pictures[0]} names its pictures; say last in which folder they are")

@@ -124,6 +124,16 @@ def test_parquet_of_the_hub(here, capsys):
         assert f"license: {licence}" in Path(f"data/{name}/README.md").read_text()
 
 
+def test_a_chart_in_two_splits(here, capsys):
+    """Catches a release refused for a picture that its owners put in two splits, and one passed over without a word."""
+    write_chartqa_tables(here, ["train"])
+    for shard in list(Path("ChartQA/data").iterdir()):
+        shutil.copy(shard, shard.with_name(shard.name.replace("train", "val")))
+    assert prepare("--source", "chartqa=ChartQA/data") == 0
+    assert "2 pictures are in several splits, as shipped, for example train/" in capsys.readouterr().out
+    assert pictures("data/chartqa", "train").keys().isdisjoint(pictures("data/chartqa", "val"))
+
+
 def test_sources_of_a_yaml(here, capsys):
     """Catches a YAML that prepares something else than the command line, and a key that is read by nothing."""
     write_llava(here), write_chartqa_tables(here)
@@ -231,6 +241,7 @@ def test_picture_in_two_sources(here, capsys):
         (["--source", "a=one.json,images", "--source", "a=one.json,images"], "there are two sources a"),
         (["--source", "a=one.json"], "one.json names its pictures; say last in which folder they are"),
         (["--source", "a=two.json,images"], "there is no two.json"),
+        (["--source", "docvqa=lmms-lab/DocVQA"], "hf download lmms-lab/DocVQA --repo-type dataset"),
         (["--source", "a=one.json,pictures"], "there is no folder pictures"),
         (["--source", "a=images"], "the folder images holds no Parquet files"),
         (["--source", "docvqa=one.json,images"], "given as the source docvqa, but its records are those of instruct"),

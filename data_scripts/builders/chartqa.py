@@ -45,8 +45,8 @@ def read_chartqa(
         yield PictureQuestion(_row(image, name, record["query"], [label], numbers))
 
 
-def read_chartqa_table(path: Path, left_out: LeftOut, numbers: Counter) -> Iterator[PictureQuestion]:
-    """The questions of a Parquet file of the Hub. Its pictures have no names: equal ones are one, named by its content."""
+def read_chartqa_table(path: Path, split: str, left_out: LeftOut, numbers: Counter) -> Iterator[PictureQuestion]:
+    """The questions of a Parquet file of the Hub. Its pictures have no names: equal ones of a split are one, `<split>/<digest>`."""
     for number, record in enumerate(read_rows(path, CHARTQA_TABLE, pictures=True)):
         labels = [label for label in record["label"] or [] if label and label.strip()]
         content = (record["image"] or {}).get("bytes")
@@ -54,7 +54,7 @@ def read_chartqa_table(path: Path, left_out: LeftOut, numbers: Counter) -> Itera
             left_out.fault("'image', 'query' or 'label' is empty", number)
             continue
         name = hashlib.sha256(content).hexdigest()[:20]
-        yield PictureQuestion(_row(name, name, record["query"], labels, numbers), number)
+        yield PictureQuestion(_row(f"{split}/{name}", name, record["query"], labels, numbers), number)
 
 
 def _row(image: str, name: str, question: str, answers: list[str], numbers: Counter) -> dict:

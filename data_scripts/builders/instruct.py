@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions about single pictures: LLaVA-Instruct, ShareGPT4V, DocVQA and ChartQA, each as its owners ship it."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ class Instruct(PreparationBuilder):
         Raises:
             InputError: a file is malformed or nothing of it can be used, or two files mean different pictures by one name.
         """
-        pictures: dict[str, dict[str, list[dict]]] = {}
+        pictures: dict[str, dict[str, list[str]]] = {}  # rows as JSON, see `SceneInput.packed`
         rows_of: dict[str, tuple[int, int] | None] = {}  # picture to file and row, or None: it is a file
         notes: list[str] = []
         faults: list[str] = []
@@ -75,7 +76,7 @@ class Instruct(PreparationBuilder):
                     )
                 if json_files[split] > 1 and place is None:
                     row["question_id"] = f"{path.stem}-{row['question_id']}"
-                found.setdefault(picture, []).append(row)
+                found.setdefault(picture, []).append(json.dumps(row))
             fault = left_out.first_fault()
             if not any_there:
                 raise InputError(
@@ -85,12 +86,14 @@ class Instruct(PreparationBuilder):
             notes += left_out.notes()
         scenes = {
             split: [
-                SceneInput.of(picture, rows, None if rows_of[picture] is None else list(rows_of[picture]))
+                SceneInput(
+                    picture, f"[{', '.join(rows)}]", None if rows_of[picture] is None else list(rows_of[picture])
+                )
                 for picture, rows in found.items()
             ]
             for split, found in pictures.items()
         }
-        return Annotations(scenes, notes, faults)
+        return Annotations(scenes, notes + _shared_charts(rows_of), faults)
 
     @classmethod
     def scene_files(cls, sources: Sources, scene: SceneInput) -> Iterator[Path]:
@@ -118,6 +121,18 @@ class Instruct(PreparationBuilder):
         return PreparedScene([content], ["0"], None, scene.questions)
 
 
+def _shared_charts(rows_of: dict[str, tuple[int, int] | None]) -> list[str]:
+    """Says how many pictures that are named by their content, as ChartQA's of the Hub, are in two splits."""
+    splits: dict[str, set[str]] = {}
+    for picture, place in rows_of.items():
+        if place is not None:
+            splits.setdefault(picture.rpartition("/")[2], set()).add(picture)
+    shared = [name for name, pictures in splits.items() if len(pictures) > 1]
+    if not shared:
+        return []
+    return [f"{len(shared)} pictures are in several splits, as shipped, for example {min(splits[shared[0]])}"]
+
+
 def is_table(path: Path) -> bool:
     """Whether a file holds its pictures."""
     return path.suffix.lower() == ".parquet"
@@ -130,7 +145,7 @@ def _read_file(
         if find_table(path, (DOCVQA_TABLE, CHARTQA_TABLE)) is DOCVQA_TABLE:
             yield from read_docvqa_table(path, split, left_out)
         else:
-            yield from read_chartqa_table(path, left_out, numbers)
+            yield from read_chartqa_table(path, split, left_out, numbers)
         return
     if root is None:
         raise InputError(
