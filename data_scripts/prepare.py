@@ -279,7 +279,8 @@ def _report(preparation: Preparation, output: Path) -> None:
         print(f"{split}: {counts['scenes']} scenes, {views}, {counts['questions']} questions")
     good = sum(counts["scenes"] for counts in preparation.counts.values())
     state = "already prepared" if preparation.already_there else "prepared"
-    print(f"{state}: {output} ({good} scenes good, {len(preparation.left_out)} left out)")
+    absent = f", {len(preparation.absent)} absent" if preparation.absent else ""
+    print(f"{state}: {output} ({good} scenes good, {len(preparation.left_out)} left out{absent})")
 
 
 def _flag(name: str) -> str:

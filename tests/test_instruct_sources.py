@@ -171,7 +171,7 @@ def test_absent_pictures(here, capsys):
     assert json.loads(Path("data/sharegpt4v/preparation.json").read_text())["absent"] == SAM
     shutil.rmtree("images/coco"), shutil.rmtree("images/wikiart"), shutil.rmtree("images/web-landmark")
     shutil.rmtree("data")
-    assert "no scene of the split 'train' is there" in refused(capsys, *sources[2:], "--allow-missing")
+    assert "there is nothing to prepare" in refused(capsys, *sources[2:], "--allow-missing")
 
 
 def test_one_bad_record(here, capsys):

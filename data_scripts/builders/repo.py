@@ -42,6 +42,7 @@ class Preparation:
         counts: split to the number of its `scenes`, `views` and `questions`.
         left_out: the scenes that could not be used, each a dict of `scene_id`, `file` and `reason`.
         notes: lines for the user about the annotation files and the scenes.
+        absent: the scenes that were not there (with `allow_missing`).
         already_there: the repo had been prepared before from the same inputs, so nothing was done.
         found: how many scenes had been read by an interrupted run before.
     """
@@ -49,6 +50,7 @@ class Preparation:
     counts: dict[str, dict[str, int]]
     left_out: list[dict[str, str]]
     notes: list[str]
+    absent: list[str]
     already_there: bool = False
     found: int = 0
 
@@ -96,7 +98,7 @@ def prepare_repo(
             )
         if strict and manifest["left_out"]:
             raise InputError(f"{output}: was prepared without {describe_failure(manifest['left_out'][0])}")
-        return Preparation(manifest["counts"], manifest["left_out"], manifest["notes"], already_there=True)
+        return Preparation(manifest["counts"], manifest["left_out"], manifest["notes"], absent, already_there=True)
 
     work = output.parent / f".{output.name}.partial"
     try:
@@ -146,7 +148,39 @@ def prepare_repo(
         lock.release()
         if done or not any(path.is_file() for path in (work / "scenes").glob("*/*")):  # nothing to go on from
             shutil.rmtree(work, ignore_errors=True)
-    return Preparation(counts, reading.left_out, notes, found=reading.found)
+    return Preparation(counts, reading.left_out, notes, absent, found=reading.found)
+
+
+def absent_notes(absent: list[str], annotations: Annotations) -> list[str]:
+    """Says how many scenes are absent and, folder by folder, which: a release lacks whole folders of pictures."""
+    if not absent:
+        return []
+    folders: dict[str, list[str]] = {}
+    for scene_id in absent:
+        folders.setdefault(scene_id.rpartition("/")[0], []).append(scene_id)
+    total = sum(map(len, annotations.scenes.values()))
+    parts = [
+        f"{len(some)}{f' of {folder}' if folder else ''} ({', '.join(some[:5])}{', ...' if len(some) > 5 else ''})"
+        for folder, some in folders.items()
+    ]
+    missing = set(absent)
+    return [
+        f"{len(absent)} of {total} scenes are absent and left out (--allow-missing): {'; '.join(parts)}",
+        *(
+            f"the split '{split}' is left out: none of its {len(scenes)} scenes is there"
+            for split, scenes in annotations.scenes.items()
+            if all(scene.scene_id in missing for scene in scenes)
+        ),
+    ]
+
+
+def origin_of(builder_class: type[PreparationBuilder], sources: Sources) -> Origin:
+    """Where the data come from, and their licences; raises `InputError` if a card beside them cannot be read."""
+    default = Origin(builder_class.TITLE, builder_class.SOURCE, builder_class.LICENCE, builder_class.LICENCES)
+    try:
+        return find_origin(default, sources.folders())
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def read_annotations(
@@ -167,30 +201,6 @@ def read_annotations(
         return not allow_missing or any(True for _ in builder_class.scene_files(sources, scene))
 
     return split_validation(annotations, options.val_share, is_there)
-
-
-def absent_notes(absent: list[str], annotations: Annotations) -> list[str]:
-    """Says how many scenes are absent and, folder by folder, which: a release lacks whole folders of pictures."""
-    if not absent:
-        return []
-    folders: dict[str, list[str]] = {}
-    for scene_id in absent:
-        folders.setdefault(scene_id.rpartition("/")[0], []).append(scene_id)
-    total = sum(map(len, annotations.scenes.values()))
-    parts = [
-        f"{len(some)}{f' of {folder}' if folder else ''} ({', '.join(some[:5])}{', ...' if len(some) > 5 else ''})"
-        for folder, some in folders.items()
-    ]
-    return [f"{len(absent)} of {total} scenes are absent and left out (--allow-missing): {'; '.join(parts)}"]
-
-
-def origin_of(builder_class: type[PreparationBuilder], sources: Sources) -> Origin:
-    """Where the data come from, and their licences; raises `InputError` if a card beside them cannot be read."""
-    default = Origin(builder_class.TITLE, builder_class.SOURCE, builder_class.LICENCE, builder_class.LICENCES)
-    try:
-        return find_origin(default, sources.folders())
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def _write(
@@ -285,15 +295,16 @@ def _check_scenes(
     annotations: Annotations,
     allow_missing: bool,
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Split to scene_id to digest, and the scenes that are absent.
+    """Split to scene_id to digest, and the scenes that are absent; a split of which all are is not there.
 
     Raises:
-        InputError: splits share a scene; a scene is absent, or with `allow_missing` all of a split are.
+        InputError: splits share a scene; a scene is absent, or with `allow_missing` all are.
     """
     for option in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES):
-        root = getattr(sources, option)
-        if option.endswith("_root") and root is not None and not root.is_dir():
-            raise InputError(f"--{option.replace('_', '-')} {root}: no such folder")
+        given = getattr(sources, option)
+        for root in given if isinstance(given, tuple) else [given] if given else []:
+            if option.endswith("_root") and not root.is_dir():
+                raise InputError(f"--{option.replace('_', '-')} {root}: no such folder")
     split_of: dict[str, str] = {}
     for split, scenes in annotations.scenes.items():
         check_question_ids(f"the split '{split}'", (row for scene in scenes for row in scene.questions))
@@ -313,13 +324,14 @@ def _check_scenes(
     present = {
         split: {scene_id: digest for scene_id, digest in scenes.items() if digest is not None}
         for split, scenes in digests.items()
+        if any(digest is not None for digest in scenes.values())
     }
-    empty = [split for split, scenes in present.items() if not scenes]
-    if absent and (empty or not allow_missing):
+    if absent and not (allow_missing and present):
         examples = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         roots = [name for name in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES) if name.endswith("_root")]
-        where = f"--{roots[0].replace('_', '-')} {getattr(sources, roots[0])}"
-        advice = f"no scene of the split '{empty[0]}' is there" if allow_missing else "--allow-missing leaves them out"
+        given = getattr(sources, roots[0])
+        where = f"--{roots[0].replace('_', '-')} {' '.join(map(str, given if isinstance(given, tuple) else [given]))}"
+        advice = "there is nothing to prepare" if allow_missing else "--allow-missing leaves them out"
         raise InputError(f"{len(absent)} of {len(split_of)} scenes are not under {where}: {examples}; {advice}")
     return present, absent
 
