@@ -174,6 +174,15 @@ def absent_notes(absent: list[str], annotations: Annotations) -> list[str]:
     ]
 
 
+def origin_of(builder_class: type[PreparationBuilder], sources: Sources) -> Origin:
+    """Where the data come from, and their licences; raises `InputError` if a card beside them cannot be read."""
+    default = Origin(builder_class.TITLE, builder_class.SOURCE, builder_class.LICENCE, builder_class.LICENCES)
+    try:
+        return find_origin(default, sources.folders())
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
 def read_annotations(
     builder_class: type[PreparationBuilder],
     sources: Sources,
@@ -192,15 +201,6 @@ def read_annotations(
         return not allow_missing or any(True for _ in builder_class.scene_files(sources, scene))
 
     return split_validation(annotations, options.val_share, is_there)
-
-
-def origin_of(builder_class: type[PreparationBuilder], sources: Sources) -> Origin:
-    """Where the data come from, and their licences; raises `InputError` if a card beside them cannot be read."""
-    default = Origin(builder_class.TITLE, builder_class.SOURCE, builder_class.LICENCE, builder_class.LICENCES)
-    try:
-        return find_origin(default, sources.folders())
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def _write(
