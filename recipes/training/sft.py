@@ -84,14 +84,18 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
     Loads data and model, and checks both before any step is taken.
 
     Raises:
-        OSError: if the checkpoint cannot be found.
+        OSError: if data or weights cannot be read.
         ValueError: for settings, data or checkpoints that cannot be trained with.
     """
     ################
     # Data
     ################
     path = model_arguments.model_name_or_path
-    check_checkpoint_for(VggtQwen3Config.from_pretrained(path), data_arguments, training_arguments)
+    try:
+        config = VggtQwen3Config.from_pretrained(path)
+    except OSError as error:  # without a network transformers does not say of what
+        raise ValueError(f"model_name_or_path {path} cannot be read: {error}") from error
+    check_checkpoint_for(config, data_arguments, training_arguments)
     processor = VggtQwen3Processor.from_pretrained(path)
     set_preprocessing(processor, data_arguments.image_size, data_arguments.image_mode)
     store = None
