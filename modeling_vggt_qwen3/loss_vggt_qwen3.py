@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross entropy of many tokens over a large vocabulary, without the logits of all of them at once."""
 
+from importlib import import_module
+
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -95,9 +97,9 @@ class VggtQwen3LMHead(nn.Linear):
         if labels is None:
             return super().forward(hidden_states)
         if use_liger(hidden_states):
-            from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-            fused_loss = LigerFusedLinearCrossEntropyLoss(
+            # Not by a statement: transformers would want it installed wherever this file comes with a checkpoint.
+            liger = import_module("liger_kernel.transformers")
+            fused_loss = liger.LigerFusedLinearCrossEntropyLoss(
                 ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32
             )
             return fused_loss(self.weight, hidden_states, labels)
