@@ -122,6 +122,20 @@ def test_sdist_holds_the_repository_and_gives_the_same_wheel(dist, tmp_path):
     assert names_of(wheel) == names_of(first)
 
 
+def test_dockerfile_copies_what_the_wheel_is_built_from(dist, tmp_path):
+    """Catches a file or package that is new here and not in the image, and one that it names and that is gone."""
+    text = (ROOT / "docs" / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    copied = [words for line in re.findall(r"^COPY (.+)$", text.partition("\nFROM ${BASE}\n")[0], re.MULTILINE) if (words := line.split())]  # fmt: skip
+    (tmp_path / "source").mkdir()
+    for *sources, target in copied:
+        for name in sources:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, tmp_path / "source" / (target if (ROOT / name).is_dir() else name))
+    build(tmp_path / "source", tmp_path / "dist")
+    (wheel,), (first,) = (tmp_path / "dist").glob("*.whl"), dist.glob("*.whl")
+    assert names_of(wheel) == names_of(first)
+
+
 def test_every_module_that_runs_has_a_command():
     """Catches a new `python -m` without a console command, and a command whose module is gone."""
     paths = [ROOT / "push_to_hub.py", *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]

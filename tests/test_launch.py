@@ -200,7 +200,11 @@ def test_an_installed_package_is_compared_with_its_metadata(monkeypatch, tmp_pat
     """Catches a check that only works in a checkout, or that takes what the extras need for needed."""
     monkeypatch.setattr(checks, "SETUP", tmp_path / "setup.py")
     needed = ["torch>=999", "numpy>=1", 'trimesh>=999; extra == "scene"', 'vggt-qwen3[data]; extra == "train"']
-    needed += ['peft>=0.1; extra == "train"', 'plyfile>=999; extra == "data"', 'vggt-qwen3[train,scene]; extra == "all"']
+    needed += [
+        'peft>=0.1; extra == "train"',
+        'plyfile>=999; extra == "data"',
+        'vggt-qwen3[train,scene]; extra == "all"',
+    ]
     monkeypatch.setattr(checks, "requires", lambda name: needed)
     assert [requirement.name for requirement in checks.requirements()] == ["torch", "numpy", "peft", "plyfile"]
     problems, _ = check_versions()
