@@ -36,6 +36,11 @@ from .views import UnreadableFileError, read_bytes
 FILE_TOLERANCE = 0.001  # seconds between a picture and its intrinsics or depth: the names are rounded differently
 LAYOUTS = ("3dod", "raw")
 SPLITS = ("Training", "Validation")
+# Videos of raw that have no boxes, mesh or trajectory on the server: Apple's script does not ask for them, either.
+WITHOUT_3DOD = frozenset(
+    "42446164 42897421 42897612 42897848 42899148 42899153 45261582 45663223 45663226 45663227 47332198 47333152 "
+    "47333155 47333960 47334515 47334522 47334523 47429677 47430089 47895482 48018149 48018733 48458535 48458541".split()
+)
 FRAME_FOLDERS = ("lowres_wide", "lowres_depth", "lowres_wide_intrinsics")
 
 # The side of the stored picture at which the sky is -> quarter turns clockwise that bring it to the top.
@@ -213,7 +218,7 @@ def find_scans(root: Path) -> dict[str, ScanPlace]:
         for split in SPLITS:
             folder = root / layout / split
             for scan in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if scan.is_dir():
+                if scan.is_dir() and not scan.name.startswith("."):  # what a download is unpacking is no scan yet
                     found.setdefault(scan.name, ScanPlace(split, scan, layout))
     return dict(sorted(found.items()))
 
@@ -311,9 +316,11 @@ def _turn_intrinsics(intrinsics: np.ndarray, size: tuple[int, int], turns: int) 
 __all__ = [
     "ARKITSCENES_LABELS",
     "SKY_DIRECTIONS",
+    "SPLITS",
     "Scan",
     "ScanPlace",
-    Trajectory,
+    "Trajectory",
+    "WITHOUT_3DOD",
     "find_scans",
     "open_scan",
     "read_annotation",

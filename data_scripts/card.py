@@ -90,7 +90,7 @@ def dataset_card(
         about: what the builder says of its fields.
         command: the shell command that made the repo.
         counts: split to the number of its `scenes`, `views` and `questions`.
-        num_left_out: how many scenes could not be used.
+        num_left_out: how many scenes are absent or could not be used.
         notes: what else is to be known of these data, one line each.
         image_size: the longer side that larger pictures were brought down to, or None.
         data_files: configuration to split to the path, or the glob, of its Parquet files in the repo.
@@ -116,7 +116,9 @@ def dataset_card(
         ],
     )
     DatasetInfosDict(infos).to_dataset_card_data(metadata)
-    left_out = f"{num_left_out} scenes and their questions were left out because a raw file could not be used."
+    left_out = (
+        f"{num_left_out} scenes and their questions were left out because a raw file is absent or could not be used."
+    )
     return TEMPLATE.format(
         metadata=metadata.to_yaml(),
         title=origin.title + PREPARED,

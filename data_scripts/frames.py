@@ -57,8 +57,8 @@ class View:
         image: RGB, upright, decoded to its end.
         encoded: the bytes of the JPEG or PNG file if they decode to exactly `image`, else None.
         world_to_camera: `[4, 4]` float64, or None for a frame without pose.
-        intrinsics: `[3, 3]` float64, pixels of `image`, or None for a frame without pose.
-        depth: `[h, w]` float32 metres along the optical axis, 0 = none; None for a frame without pose or depth. It has
+        intrinsics: `[3, 3]` float64, pixels of `image`, or None for a frame without pose or intrinsics.
+        depth: `[h, w]` float32 metres along the optical axis, 0 = none; None with `intrinsics`, or without depth. It has
             the camera and the field of view of `image`, not always its size.
         depth_intrinsics: `[3, 3]` float64, pixels of `depth`, or None with it.
     """

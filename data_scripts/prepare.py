@@ -20,7 +20,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from datasets import disable_progress_bars
@@ -33,6 +33,7 @@ from .builders.repo import MANIFEST, Preparation, PreparationError, origin_of, p
 from .card import THIS_REPO
 from .hub import UploadError, check_names, check_repo, check_token, upload
 from .licences import Origin
+from .scannet import scan_roots
 from .views import VIEW_SELECTIONS, UnreadableFileError
 
 
@@ -42,7 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
     sources = {
         "annotations": {"nargs": "+", "help": "the dataset's own files"},
         "records": {"nargs": "+", "help": "JSON arrays or JSONL files of records"},
-        "scannet_root": {"help": "folder of the ScanNet scans: <scene>/color, ... or <scene>/<scene>.sens"},
+        "scannet_root": {
+            "nargs": "+",
+            "help": "folders of ScanNet scans, <scene>/color, ... or <scene>/<scene>.sens; scans_test beside scans is found",
+        },
         "arkitscenes_root": {"help": "folder of the ARKitScenes downloads, with 3dod or raw in it"},
         "roomplan_root": {"help": "folder of RoomPlan exports <video>.json"},
         "image_root": {"help": "folder from which the pictures' paths start"},
@@ -76,6 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--output", type=Path, required=True, help="the repo to make")
         command.add_argument("--workers", type=_positive, default=1, help="processes that read scenes")
         command.add_argument("--strict", action="store_true", help="stop at the first scene that cannot be used")
+        command.add_argument(
+            "--allow-missing",
+            action="store_true",
+            help="leave out scenes or pictures that are not there, and name them",
+        )
         command.add_argument("--push-to-hub", metavar="REPO", help="also upload it to this dataset repo on the Hub")
         command.add_argument(
             "--private",
@@ -93,6 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     sources = Sources(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value}
     )
+    sources = replace(sources, scannet_root=scan_roots(sources.scannet_root))
     options = Options(
         **{
             name: tuple(value) if isinstance(value := getattr(args, name), list) else value
@@ -115,6 +125,7 @@ def main(argv: list[str] | None = None) -> int:
             command=_published_command(args, builder_class, sources, options),
             workers=args.workers,
             strict=args.strict,
+            allow_missing=args.allow_missing,
         )
     except (InputError, UnreadableFileError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -144,7 +155,7 @@ def _published_command(
     for name in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES):
         value = getattr(sources, name)
         if value:
-            paths = value if isinstance(value, tuple) else (value.resolve(),)
+            paths = value if isinstance(value, tuple) else (value.resolve(),)  # "." has no name
             words += [_flag(name), *(path.name for path in paths)]
     words += ["--output", args.output.resolve().name]
     for name in builder_class.OPTIONS:
@@ -187,7 +198,8 @@ def _report(preparation: Preparation, output: Path) -> None:
         print(f"{split}: {counts['scenes']} scenes, {views}, {counts['questions']} questions")
     good = sum(counts["scenes"] for counts in preparation.counts.values())
     state = "already prepared" if preparation.already_there else "prepared"
-    print(f"{state}: {output} ({good} scenes good, {len(preparation.left_out)} left out)")
+    absent = f", {len(preparation.absent)} absent" if preparation.absent else ""
+    print(f"{state}: {output} ({good} scenes good, {len(preparation.left_out)} left out{absent})")
 
 
 def _flag(name: str) -> str:

@@ -5,8 +5,8 @@
     python -m data_scripts.rooms --output raw/rooms --scenes 100 --views 8 --image-size 224 --seed 0 \\
         --formats scannet sens arkitscenes arkitscenes_raw roomplan
 
-The formats: `scannet` frame dumps, the same scans as `sens` streams, `arkitscenes` in the 3dod layout and `arkitscenes_raw` in the raw
-one, `roomplan` exports. The ARKitScenes scans and the exports of a room bear the same video id and share a world.
+The formats: `scannet` frame dumps, the same scans as in `scannet_frames_25k` (`scannet_25k`), with padded names and intrinsics per frame
+(`scannet_padded`) and as `sens` streams, `arkitscenes` in the 3dod layout and `arkitscenes_raw` in the raw one, `roomplan` exports. The ARKitScenes scans and the exports of a room bear the same video id and share a world.
 
 The output folder appears only when it is whole. Equal arguments give equal bytes, whatever --workers is.
 """

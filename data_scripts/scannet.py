@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads ScanNet scans, as frame dumps (the output of ScanNet's SensReader) or as `.sens` streams; knows nothing about any
-question dataset.
+"""Reads ScanNet scans, as frame dumps (the output of ScanNet's SensReader, `scannet_frames_25k`, ...) or as `.sens` streams;
+knows nothing about any question dataset.
 
 A dump of one scan is a folder `<root>/<scene>/` with
-- `color/<n>.jpg`, `<n>` being the frame number: not zero-padded, may skip;
+- `color/<n>.jpg`, `<n>` being the frame number, which may skip and may be padded with zeros;
 - `depth/<n>.png`: uint16 millimetres, 0 where nothing was measured;
 - `pose/<n>.txt`: 4x4 camera-to-world in metres, OpenCV camera axes (x right, y down, z forward); a frame whose pose
   was lost holds `-inf`;
-- `intrinsic/intrinsic_color.txt`, `intrinsic/intrinsic_depth.txt`: 4x4, pixels of the two sensors;
+- the intrinsics, in one of the places that `data_scripts.frame_dump` names;
 - `<scene>.txt`: `key = value` lines, among them `axisAlignment` (16 numbers, row-major: scan world to aligned world;
   not there for test scans, whose alignment is the identity) and `colorWidth`, `colorHeight`, `depthWidth`, `depthHeight`.
 A stream is `<root>/<scene>/<scene>.sens` with the same `<scene>.txt` beside it; where there is a dump too, the dump is read.
+Where there is no `<scene>.txt` (`scannet_frames_25k` has none), the alignment is the identity.
 
 Source: https://github.com/ScanNet/ScanNet (SensReader and the file descriptions in its README).
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -23,41 +25,51 @@ import numpy as np
 import PIL.Image
 from plyfile import PlyData, PlyParseError
 
-from .frames import Frame, View, check_intrinsics, decode_picture, is_rigid, read_depth, scale_intrinsics
+from .frame_dump import Calibration, FrameDump, parse_matrix, read_text
+from .frames import Frame, View, is_rigid, scale_intrinsics
 from .sens import SensStream
-from .views import UnreadableFileError, read_bytes
-
-
-FRAME_FOLDERS = ("color", "depth", "pose", "intrinsic")
+from .views import UnreadableFileError
 
 
 class Scan:
     """One scan; reads nothing until asked.
 
     Args:
-        folder: `<root>/<scene>`.
+        folder: `<root>/<scene>`, with the recording.
+        others: folders of the same scan under other roots, in which `<scene>.txt` and the mesh are looked for if they are not
+            in `folder`.
 
     Attributes:
         scene_id: the folder's name.
         folder: as given.
+        description_file: `<scene>.txt`, or None if there is none.
+        mesh_file: `<scene>_vh_clean_2.ply`, or None.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, others: Sequence[Path] = ()):
         self.folder = folder
         self.scene_id = folder.name
+        self._folders = (folder, *others)
+
+    @property
+    def description_file(self) -> Path | None:
+        return self._find(f"{self.scene_id}.txt")
+
+    @property
+    def mesh_file(self) -> Path | None:
+        return self._find(f"{self.scene_id}_vh_clean_2.ply")
 
     @cached_property
     def axis_alignment(self) -> np.ndarray:
-        """`[4, 4]` scan world to aligned world.
+        """`[4, 4]` scan world to aligned world; the identity if there is no `<scene>.txt` or it states none.
 
         Raises:
-            UnreadableFileError: `<scene>.txt` is missing or malformed. Without it nothing says whether the scan is
-                aligned, so the identity is assumed only when the file is there and states no alignment.
+            UnreadableFileError: `<scene>.txt` is malformed.
         """
-        path = self._description_file
+        path = self.description_file
         if "axisAlignment" not in self._description:
             return np.eye(4)
-        alignment = _parse_matrix(path, "axisAlignment", self._description["axisAlignment"])
+        alignment = parse_matrix(path, "axisAlignment", self._description["axisAlignment"])
         if not is_rigid(alignment):
             raise UnreadableFileError(path, "axisAlignment is not a rigid transform")
         return alignment
@@ -70,14 +82,14 @@ class Scan:
 
         Raises:
             UnreadableFileError: there is no picture or stream, a picture's name is not a frame number; with
-                `geometry`, also: poses, intrinsics or `<scene>.txt` are missing, or one of them is malformed. A pose
+                `geometry`, also: poses or intrinsics are missing, or one of them or `<scene>.txt` is malformed. A pose
                 that is lost (a number is not finite) or was not dumped is no error: the frame has none.
         """
         source = self._source
         numbers = source.numbers()
         if not geometry:
             return [Frame(str(number), source.timestamp(number), None, False, False) for number in numbers]
-        source.color_intrinsics()
+        with_intrinsics = source.with_intrinsics(numbers)
         world_to_camera = self._world_to_camera(source.poses(numbers))
         return [
             Frame(
@@ -85,22 +97,23 @@ class Scan:
                 timestamp=source.timestamp(number),
                 world_to_camera=world_to_camera.get(number),
                 has_depth=source.has_depth(number),
-                has_intrinsics=True,
+                has_intrinsics=number in with_intrinsics,
             )
             for number in numbers
         ]
 
     def load(self, frame: Frame) -> View:
-        """Reads a frame. The intrinsics are scaled with the picture if its size is not the stated one.
+        """Reads a frame. The intrinsics are scaled with the picture if they are for another size.
 
         Raises:
-            UnreadableFileError: the picture or the depth map is broken.
+            UnreadableFileError: the picture or the depth map is broken, or the intrinsics are not for pictures of a size that is
+                known.
         """
         number = int(frame.frame_id)
         image = self.load_image(frame)
         intrinsics = depth = depth_intrinsics = None
-        if frame.world_to_camera is not None:
-            intrinsics = self._scaled(*self._source.color_intrinsics(), image.size, "color")
+        if frame.world_to_camera is not None and frame.has_intrinsics:
+            intrinsics = self._scaled("color", number, image.size)
             if frame.has_depth:
                 depth, depth_intrinsics = self.load_depth(frame)
         return View(
@@ -118,19 +131,22 @@ class Scan:
         return self._source.picture(int(frame.frame_id), at_least)
 
     def load_depth(self, frame: Frame) -> tuple[np.ndarray, np.ndarray] | None:
-        """Depth `[h, w]` float32 metres and its intrinsics `[3, 3]`; None if the frame has no depth."""
-        if not frame.has_depth:
+        """Depth `[h, w]` float32 metres and its intrinsics `[3, 3]`; None if the frame lacks either."""
+        if not (frame.has_depth and frame.has_intrinsics):
             return None
         depth = self._source.depth(int(frame.frame_id))
-        return depth, self._scaled(*self._source.depth_intrinsics(), depth.shape[::-1], "depth")
+        return depth, self._scaled("depth", int(frame.frame_id), depth.shape[::-1])
 
     def files(self) -> Iterator[Path]:
         """Every file of the scan that reading it may touch, in a fixed order."""
-        yield self._description_file
+        if self.description_file is not None:
+            yield self.description_file
         yield from self._source.files()
-        mesh = self.folder / f"{self.folder.name}_vh_clean_2.ply"
-        if mesh.is_file():
-            yield mesh
+        if self.mesh_file is not None:
+            yield self.mesh_file
+
+    def _find(self, name: str) -> Path | None:
+        return next((folder / name for folder in self._folders if (folder / name).is_file()), None)
 
     def _world_to_camera(self, poses: dict[int, tuple[Path | str, np.ndarray]]) -> dict[int, np.ndarray]:
         """Frame number to `[4, 4]` world-to-camera, from (where it was read, camera-to-world); without the lost ones."""
@@ -142,91 +158,51 @@ class Scan:
         return dict(zip(numbers, np.linalg.inv(self.axis_alignment @ to_scan)))
 
     @cached_property
-    def _source(self) -> "_FrameDump | _Stream":
+    def _source(self) -> "FrameDump | _Stream":
         stream = self.folder / f"{self.folder.name}.sens"
         if stream.is_file() and not (self.folder / "color").is_dir():
             return _Stream(stream)
-        return _FrameDump(self.folder)
-
-    @property
-    def _description_file(self) -> Path:
-        return self.folder / f"{self.folder.name}.txt"
+        return FrameDump(self.folder)
 
     @cached_property
     def _description(self) -> dict[str, str]:
-        lines = read_bytes(self._description_file).decode("utf-8", errors="replace").splitlines()
+        if self.description_file is None:
+            return {}
+        lines = read_text(self.description_file).splitlines()
         return {key.strip(): value for key, _, value in (line.partition("=") for line in lines)}
 
-    def _scaled(
-        self, intrinsics: np.ndarray, stated: tuple[int, int] | None, size: tuple[int, int], sensor: str
-    ) -> np.ndarray:
-        """`intrinsics` of a picture of `size` (width, height); those of a dump are for the size `<scene>.txt` states."""
+    def _stated_size(self, sensor: str) -> tuple[int, int] | None:
+        """(width, height) of a sensor's pictures, by `<scene>.txt`."""
         keys = (f"{sensor}Width", f"{sensor}Height")
-        if stated is None and all(key in self._description for key in keys):
-            try:
-                stated = tuple(int(self._description[key]) for key in keys)
-            except ValueError:
-                raise UnreadableFileError(self._description_file, f"{' or '.join(keys)} is not a number") from None
-            if min(stated) < 1:
-                raise UnreadableFileError(self._description_file, f"{' or '.join(keys)} is not positive")
-        if stated is None:
-            return intrinsics
-        return scale_intrinsics(intrinsics, stated, size)
+        if not all(key in self._description for key in keys):
+            return None
+        try:
+            stated = tuple(int(self._description[key]) for key in keys)
+        except ValueError:
+            raise UnreadableFileError(self.description_file, f"{' or '.join(keys)} is not a number") from None
+        if min(stated) < 1:
+            raise UnreadableFileError(self.description_file, f"{' or '.join(keys)} is not positive")
+        return stated
 
+    def _scaled(self, sensor: str, number: int, size: tuple[int, int]) -> np.ndarray:
+        """`[3, 3]` intrinsics of a frame's picture or depth map of `size` (width, height).
 
-class _FrameDump:
-    """Access to the files of a dump by frame number."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def numbers(self) -> list[int]:
-        names = _files(self.folder / "color", ".jpg")
-        for path in names:
-            # Not "007": the other files of the frame would not be found under that number.
-            if not (path.stem.isascii() and path.stem.isdigit() and str(int(path.stem)) == path.stem):
-                raise UnreadableFileError(path, "its name is not a frame number")
-        return sorted(int(path.stem) for path in names)
-
-    def timestamp(self, number: int) -> None:
-        return None
-
-    def poses(self, numbers: list[int]) -> dict[int, tuple[Path, np.ndarray]]:
-        dumped = {path.stem for path in _files(self.folder / "pose", ".txt")}
-        paths = {number: self.folder / "pose" / f"{number}.txt" for number in numbers if str(number) in dumped}
-        return {number: (path, _read_matrix(path, "pose")) for number, path in paths.items()}
-
-    def color_intrinsics(self) -> tuple[np.ndarray, None]:
-        return self._intrinsics("color"), None
-
-    def depth_intrinsics(self) -> tuple[np.ndarray, None]:
-        return self._intrinsics("depth"), None
-
-    def has_depth(self, number: int) -> bool:
-        return str(number) in self._with_depth
-
-    def encoded_picture(self, number: int) -> bytes:
-        return read_bytes(self.folder / "color" / f"{number}.jpg")
-
-    def picture(self, number: int, at_least: int | None) -> PIL.Image.Image:
-        return decode_picture(self.encoded_picture(number), self.folder / "color" / f"{number}.jpg", at_least)
-
-    def depth(self, number: int) -> np.ndarray:
-        return read_depth(self.folder / "depth" / f"{number}.png")
-
-    def files(self) -> Iterator[Path]:
-        for name in FRAME_FOLDERS:
-            if (self.folder / name).is_dir():
-                yield from sorted((self.folder / name).iterdir())
-
-    @cached_property
-    def _with_depth(self) -> set[str]:
-        folder = self.folder / "depth"
-        return {path.stem for path in _files(folder, ".png")} if folder.is_dir() else set()
-
-    def _intrinsics(self, sensor: str) -> np.ndarray:
-        path = self.folder / "intrinsic" / f"intrinsic_{sensor}.txt"
-        return check_intrinsics(path, _read_matrix(path, "intrinsics")[:3, :3])
+        Those of a dump are for the size that `<scene>.txt` states or, where the pictures were resized and the intrinsics with
+        them, for that of the pictures: for the first of the two in whose middle the principal point lies.
+        """
+        calibration = self._source.intrinsics(sensor, number)
+        before = calibration.size
+        if before is None:
+            own = size if calibration.sensor == sensor else self._source.picture_size(number)
+            sizes = [stated for stated in (self._stated_size(calibration.sensor), own) if stated is not None]
+            before = next((size for size in sizes if _in_the_middle(calibration.matrix, size)), None)
+            if before is None:
+                known = " or ".join(f"{width} x {height}" for width, height in sizes)
+                reason = f"the principal point is not in the middle of pictures of {known}"
+                if self.description_file is None:
+                    reason += f"; {self.scene_id}.txt, which states the sensor's size, is not there"
+                raise UnreadableFileError(calibration.where, reason)
+        return scale_intrinsics(calibration.matrix, before, size)
 
 
 class _Stream:
@@ -248,11 +224,13 @@ class _Stream:
     def poses(self, numbers: list[int]) -> dict[int, tuple[str, np.ndarray]]:
         return {number: (f"{self.path} (frame {number})", self.stream.camera_to_world[number]) for number in numbers}
 
-    def color_intrinsics(self) -> tuple[np.ndarray, tuple[int, int]]:
-        return self.stream.color_intrinsics, self.stream.color_size
+    def with_intrinsics(self, numbers: list[int]) -> set[int]:
+        return set(numbers)
 
-    def depth_intrinsics(self) -> tuple[np.ndarray, tuple[int, int]]:
-        return self.stream.depth_intrinsics, self.stream.depth_size
+    def intrinsics(self, sensor: str, number: int) -> Calibration:
+        if sensor == "color":
+            return Calibration(self.path, self.stream.color_intrinsics, sensor, self.stream.color_size)
+        return Calibration(self.path, self.stream.depth_intrinsics, sensor, self.stream.depth_size)
 
     def has_depth(self, number: int) -> bool:
         return self.stream.has_depth(number)
@@ -270,15 +248,41 @@ class _Stream:
         yield self.path
 
 
-def open_scan(folder: Path) -> Scan:
-    """The scan in `folder`.
+def _in_the_middle(intrinsics: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether the principal point is within an eighth of a picture's width and height of its middle."""
+    return all(abs(2 * intrinsics[axis, 2] + 1 - size[axis]) <= size[axis] / 4 for axis in (0, 1))
+
+
+def open_scan(folder: Path, others: Sequence[Path] = ()) -> Scan:
+    """The scan in `folder`; for `others` see `Scan`.
 
     Raises:
         UnreadableFileError: `folder` holds neither a `color` folder nor a `.sens` stream.
     """
-    if not (folder / "color").is_dir() and not (folder / f"{folder.name}.sens").is_file():
+    if not has_recording(folder):
         raise UnreadableFileError(folder, f"neither a folder 'color' nor a stream {folder.name}.sens")
-    return Scan(folder)
+    return Scan(folder, others)
+
+
+def has_recording(folder: Path) -> bool:
+    """Whether a scan's folder has pictures, and not only a mesh and a description."""
+    return (folder / "color").is_dir() or (folder / f"{folder.name}.sens").is_file()
+
+
+def scan_roots(given: Sequence[Path]) -> tuple[Path, ...]:
+    """The folders that hold scans: of ScanNet as downloaded, `scans` and `scans_test`, where only one was named.
+
+    Args:
+        given: a folder that has `scans` or `scans_test` in it stands for these; `scans` for the `scans_test` beside it too;
+            any other for itself.
+    """
+    roots: dict[Path, None] = {}  # in order, each once
+    for root in map(Path, map(os.path.abspath, given)):
+        inside = [root / name for name in ("scans", "scans_test") if (root / name).is_dir()]
+        beside = [root.with_name("scans_test")] if root.name == "scans" else []
+        found = inside or [root, *(path for path in beside if path.is_dir())]
+        roots |= dict.fromkeys(found)
+    return tuple(roots)
 
 
 def scan_files(folder: Path) -> Iterator[Path]:
@@ -290,7 +294,7 @@ def mesh_center(folder: Path) -> np.ndarray | None:
     """The centre of the bounding box of a scan's mesh, from which SQA3D measures its positions.
 
     Args:
-        folder: `<root>/<scene>`.
+        folder: `<root>/<scene>`, or wherever `Scan.mesh_file` is.
 
     Returns:
         `[3]` float64 metres, scan world (not aligned); None if there is no `<scene>_vh_clean_2.ply`.
@@ -311,24 +315,4 @@ def mesh_center(folder: Path) -> np.ndarray | None:
     return (points.min(axis=1) + points.max(axis=1)) / 2
 
 
-def _files(folder: Path, suffix: str) -> list[Path]:
-    if not folder.is_dir():
-        raise UnreadableFileError(folder, "folder missing")
-    return [path for path in folder.iterdir() if path.suffix == suffix]
-
-
-def _read_matrix(path: Path, what: str) -> np.ndarray:
-    return _parse_matrix(path, what, read_bytes(path).decode("utf-8", errors="replace"))
-
-
-def _parse_matrix(path: Path, what: str, text: str) -> np.ndarray:
-    try:
-        numbers = [float(word) for word in text.split()]
-    except ValueError:
-        raise UnreadableFileError(path, f"{what} holds something that is not a number") from None
-    if len(numbers) != 16:
-        raise UnreadableFileError(path, f"{what} holds {len(numbers)} numbers, expected 16")
-    return np.array(numbers).reshape(4, 4)
-
-
-__all__ = ["Scan", "mesh_center", "open_scan", "scan_files"]
+__all__ = ["Scan", "has_recording", "mesh_center", "open_scan", "scan_files", "scan_roots"]

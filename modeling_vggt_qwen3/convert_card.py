@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from modeling_vggt_qwen3.convert_inputs import Source, describe_file
+from modeling_vggt_qwen3.convert_inputs import Source, describe_file, find_weight_files
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,15 @@ class Licence:
     origin: str
 
 
-# What the two releases' pages on the Hub say; for files that come without their card.
+# What the two releases' pages on the Hub say; for files that come without their card. Both have the same tensors: of a file
+# that has neither its card nor its own name nobody can tell which it is.
 VGGT_1B = ("cc-by-nc-4.0", "https://huggingface.co/facebook/VGGT-1B")
 VGGT_1B_COMMERCIAL = ("vggt-aup-license", "https://huggingface.co/facebook/VGGT-1B-Commercial")
+VGGT_1B_COMMERCIAL_FILE = "vggt_1B_commercial.pt"
+VGGT_LICENCES = {
+    VGGT_1B_COMMERCIAL[0]: Licence(*VGGT_1B_COMMERCIAL, False, "as stated when converting"),
+    VGGT_1B[0]: Licence(*VGGT_1B, True, "as stated when converting"),
+}
 # The name of a whole without one licence; the Hub knows neither it nor those that end with it.
 SEE_SECTION = "see-licence-section"
 
@@ -74,39 +80,68 @@ processor = AutoProcessor.from_pretrained("<this repo>", trust_remote_code=True)
 """
 
 
-def find_licence(source: Source, part: str) -> Licence:
+def find_licence(source: Source, part: str, stated: str | None = None) -> Licence:
     """
-    The licence of a source: from the card beside it, else from its name.
-
-    A VGGT of unknown origin is taken to be the non-commercial release: of the two mistakes that is the harmless one.
+    The licence of a source: from the card beside it, else from the name of the release, else as it is stated. A VGGT of
+    which none of them tells is refused: its two releases differ in nothing but their licences.
 
     Args:
         source (`Source`): The files.
         part (`str`): `vggt` or `text`.
+        stated (`str`, *optional*): Of a VGGT whose files do not tell; one of `VGGT_LICENCES`.
 
     Raises:
-        ValueError: if the card's metadata cannot be read.
+        ValueError: if the card's metadata cannot be read, nothing tells the licence of a VGGT, or the files tell another one
+            than is stated.
     """
+    licence = _licence_of_card(source) or (_licence_of_release(source) if part == "vggt" else None)
+    if stated is not None and licence is not None and licence.identifier != stated:
+        raise ValueError(
+            f"--vggt-licence {stated}: {licence.origin} says {licence.identifier}. Leave the option out, or correct the card "
+            f"({source.folder / 'README.md'})."
+        )
+    if licence is None and stated is not None:
+        return VGGT_LICENCES[stated]
+    if licence is None and part == "vggt":
+        raise ValueError(
+            f"Nothing tells the licence of {source.name}: there is no card ({source.folder / 'README.md'}) that has one, and "
+            f"the file is not named {VGGT_1B_COMMERCIAL_FILE}. Set --vggt-licence {VGGT_1B_COMMERCIAL[0]} if it is "
+            f"VGGT-1B-Commercial, or --vggt-licence {VGGT_1B[0]} if it is VGGT-1B, which is for non-commercial use."
+        )
+    return licence or Licence("unknown", None, False, "no card beside the files")
+
+
+def _licence_of_card(source: Source) -> Licence | None:
+    """What README.md beside the files says; None if there is none, or it names no licence."""
     card = source.folder / "README.md"
-    if card.is_file():
-        try:
-            data = ModelCard.load(card).data.to_dict()
-        except Exception as error:  # the YAML parser has a dozen errors
-            raise ValueError(f"The metadata of {card} cannot be read: {error}") from error
-        identifier = data.get("license_name") or data.get("license")
-        if isinstance(identifier, str):
-            named = f"{identifier} {data.get('license')}"
-            non_commercial = re.search(r"(?i)(^|[-_ ])nc([-_ ]|$)|non-?commercial", named) is not None
-            link = data.get("license_link")
-            if not str(link).startswith("https://"):  # relative to a repo that this is not
-                link = VGGT_1B_COMMERCIAL[1] if identifier == VGGT_1B_COMMERCIAL[0] else None
-            return Licence(identifier, link, non_commercial, f"the card of {source.name}")
-    if part == "vggt":
-        if source.name in ("vggt_1B_commercial.pt", "facebook/VGGT-1B-Commercial"):
-            return Licence(*VGGT_1B_COMMERCIAL, False, f"the name {source.name}")
-        origin = "no card beside the file; taken to be VGGT-1B, whose licence is the stricter one"
-        return Licence(*VGGT_1B, True, origin)
-    return Licence("unknown", None, False, "no card beside the files")
+    if not card.is_file():
+        return None
+    try:
+        data = ModelCard.load(card).data.to_dict()
+    except Exception as error:  # the YAML parser has a dozen errors
+        raise ValueError(f"The metadata of {card} cannot be read: {error}") from error
+    identifier = data.get("license_name") or data.get("license")
+    if not isinstance(identifier, str):
+        return None
+    non_commercial = (
+        re.search(r"(?i)(^|[-_ ])nc([-_ ]|$)|non-?commercial", f"{identifier} {data.get('license')}") is not None
+    )
+    link = data.get("license_link")
+    if not str(link).startswith("https://"):  # relative to a repo that this is not
+        link = VGGT_1B_COMMERCIAL[1] if identifier == VGGT_1B_COMMERCIAL[0] else None
+    return Licence(identifier, link, non_commercial, f"the card of {source.name}")
+
+
+def _licence_of_release(source: Source) -> Licence | None:
+    """By the name of a release: its repo, or the file that one of them alone has, also in a folder."""
+    if source.repo_id == "facebook/VGGT-1B":
+        return Licence(*VGGT_1B, True, f"the name {source.repo_id}")
+    if source.repo_id == "facebook/VGGT-1B-Commercial":
+        return Licence(*VGGT_1B_COMMERCIAL, False, f"the name {source.repo_id}")
+    files, _ = find_weight_files(source.path)
+    if [file.name for file in files] == [VGGT_1B_COMMERCIAL_FILE]:
+        return Licence(*VGGT_1B_COMMERCIAL, False, f"the name {VGGT_1B_COMMERCIAL_FILE}")
+    return None
 
 
 def describe_left_out(left_out: dict[str, int]) -> str:
@@ -255,4 +290,12 @@ def write_documents(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-__all__ = ["Licence", "describe_left_out", "find_licence", "model_card", "whole_licence", "write_documents"]
+__all__ = [
+    "VGGT_LICENCES",
+    "Licence",
+    "describe_left_out",
+    "find_licence",
+    "model_card",
+    "whole_licence",
+    "write_documents",
+]

@@ -4,11 +4,13 @@
 python -m modeling_vggt_qwen3.convert_vggt_qwen3_to_hf convert \\
     --vggt facebook/VGGT-1B-Commercial --text Qwen/Qwen3-4B-Instruct-2507 --output DIR
 python -m modeling_vggt_qwen3.convert_vggt_qwen3_to_hf tiny --output DIR
+python -m modeling_vggt_qwen3.convert_vggt_qwen3_to_hf resize --checkpoint DIR --projector-num-latents 64 --output DIR
 
 `convert` makes one checkpoint of the released VGGT and a Qwen3: a file or folder of this machine, or a repo of the Hub.
 The projector and the geometry encoder are new and random; stage 1 trains them.
 `tiny` writes a random model of about two million parameters with a tokenizer of its own, small enough to learn the
 procedural rooms on a CPU.
+`resize` gives a checkpoint's perceiver another number of tokens, between two stages say.
 """
 
 import argparse
@@ -22,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, Qwen2Tokenizer, Qwen3Config, set_seed
 from transformers.dynamic_module_utils import custom_object_save
 
@@ -32,9 +36,15 @@ from modeling_vggt_qwen3 import (
     VggtQwen3ImageProcessorPil,
     VggtQwen3Processor,
 )
-from modeling_vggt_qwen3.convert_card import describe_left_out, find_licence, write_documents
+from modeling_vggt_qwen3.convert_card import VGGT_LICENCES, describe_left_out, find_licence, write_documents
 from modeling_vggt_qwen3.convert_chat_template import choose_chat_template
-from modeling_vggt_qwen3.convert_inputs import WeightFiles, find_source, load_text_config, load_tokenizer
+from modeling_vggt_qwen3.convert_inputs import (
+    WeightFiles,
+    find_source,
+    find_weight_files,
+    load_text_config,
+    load_tokenizer,
+)
 from modeling_vggt_qwen3.convert_weights import (
     check_disk,
     infer_vggt_config,
@@ -217,6 +227,18 @@ def convert_tiny(output: Path, image_size: int, projector_type: str, seed: int):
     print(f"Wrote a random model of {num_parameters:,} parameters to {output}.")
 
 
+def check_projector_sizes(projector_type: str, sizes: dict[str, int | None]) -> dict[str, int]:
+    """Those of the projector's `sizes` that are set; raises ValueError for one that is not positive or that nothing reads."""
+    given = {name: size for name, size in sizes.items() if size is not None}
+    for name, size in given.items():
+        option = f"--{name.replace('_', '-')}"
+        if size < 1:
+            raise ValueError(f"{option} must be at least 1, got {size}.")
+        if projector_type == "mlp" and name != "projector_hidden_size":
+            raise ValueError(f"{option} is a size of the perceiver, which --projector-type mlp does not read.")
+    return given
+
+
 def convert_released(
     vggt: str,
     text: str,
@@ -227,6 +249,12 @@ def convert_released(
     depth_head_layers: Sequence[int] = (4, 11, 17, 23),
     rope_theta: float = 100.0,
     seed: int = 0,
+    vggt_licence: str | None = None,
+    projector_hidden_size: int | None = None,
+    projector_num_latents: int | None = None,
+    projector_num_hidden_layers: int | None = None,
+    projector_num_attention_heads: int | None = None,
+    projector_mlp_ratio: int | None = None,
 ):
     """
     Writes the checkpoint made of the VGGT and the causal language model at two paths or repos to `output`.
@@ -234,13 +262,31 @@ def convert_released(
     Everything is checked before anything is written: keys, shapes, vocabulary, checksums, disk. Tensors are streamed:
     never more than one shard is in memory.
 
+    Args:
+        vggt_licence (`str`, *optional*): Of a VGGT without a card and without the name of its release: `vggt-aup-license`
+            (VGGT-1B-Commercial) or `cc-by-nc-4.0` (VGGT-1B); see [`find_licence`].
+        projector_hidden_size, projector_num_latents, projector_num_hidden_layers, projector_num_attention_heads,
+            projector_mlp_ratio (`int`, *optional*): Sizes of the projector; by default those of [`VggtQwen3Config`].
+
     Raises:
         OSError: if an input does not exist, `output` does, or the disk is too small.
-        ValueError: if an input is damaged, holds code, or is not what it should be.
+        ValueError: if an input is damaged, holds code, or is not what it should be; if nothing tells the licence of the VGGT;
+            or if the projector cannot have such a size.
     """
     check_output(output)
+    sizes = {
+        "projector_hidden_size": projector_hidden_size,
+        "projector_num_latents": projector_num_latents,
+        "projector_num_hidden_layers": projector_num_hidden_layers,
+        "projector_num_attention_heads": projector_num_attention_heads,
+        "projector_mlp_ratio": projector_mlp_ratio,
+    }
+    sizes = check_projector_sizes(projector_type, sizes)
     sources = {"vggt": find_source(vggt), "text": find_source(text)}
-    licences = {part: find_licence(source, part) for part, source in sources.items()}
+    licences = {
+        "vggt": find_licence(sources["vggt"], "vggt", vggt_licence),
+        "text": find_licence(sources["text"], "text"),
+    }
     text_config = load_text_config(sources["text"])
     text_config._name_or_path = sources["text"].repo_id or ""  # no path of this machine travels with the checkpoint
     tokenizer = load_tokenizer(sources["text"], text_config.vocab_size)
@@ -255,6 +301,7 @@ def convert_released(
         geometry_token_id=tokenizer.convert_tokens_to_ids("<|vision_pad|>"),
         vision_feature_layers=list(vision_feature_layers),
         projector_type=projector_type,
+        **sizes,
     )
     processor = create_processor(config, tokenizer, chat_template)
     with torch.device("meta"):
@@ -329,6 +376,54 @@ def convert_released(
     print(f"Wrote a model of {sum(num_parameters.values()):,} parameters ({num_bytes / 1e9:.2f} GB) to {output}.")
 
 
+def resize_perceiver(checkpoint: Path, output: Path, projector_num_latents: int, seed: int = 0):
+    """
+    Writes the checkpoint in the folder `checkpoint` to `output` with another number of latents: the first ones are kept, and
+    those that there were not are new and random. Every other tensor and file is copied, folders (`checkpoint-N`) are not.
+
+    Raises:
+        OSError: if there is no such checkpoint, or `output` exists.
+        ValueError: if it has no perceiver, that many latents already, or the number is not positive.
+    """
+    check_output(output)
+    config = VggtQwen3Config.from_json_file(checkpoint / "config.json")
+    sizes = check_projector_sizes(config.projector_type, {"projector_num_latents": projector_num_latents})
+    if config.projector_num_latents == projector_num_latents:
+        raise ValueError(f"{checkpoint} has {projector_num_latents} latents already.")
+    key = "model.projector.latents"
+    files, index = find_weight_files(checkpoint)
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            if key in tensors.keys():
+                break
+    else:
+        raise ValueError(f"{checkpoint} has no tensor {key}.")
+    tensors = load_file(file)
+    before = tensors[key]
+    kept = before[:projector_num_latents]
+    generator = torch.Generator().manual_seed(seed)
+    new = torch.randn(projector_num_latents - len(kept), before.shape[1], generator=generator)
+    tensors[key] = torch.cat([kept, (new * config.initializer_range).to(before.dtype)])
+    with new_folder(output) as folder:
+        for path in checkpoint.iterdir():
+            if path.is_file() and path != file:
+                shutil.copyfile(path, folder / path.name)
+        save_file(tensors, folder / file.name, metadata={"format": "pt"})
+        for name in ("config.json", "processor_config.json"):
+            content = json.loads((checkpoint / name).read_text(encoding="utf-8"))
+            (folder / name).write_text(json.dumps(content | sizes, indent=2) + "\n", encoding="utf-8")
+        if index is not None:
+            content = json.loads(index.read_text(encoding="utf-8"))
+            added = tensors[key].numel() - before.numel()
+            for total, size in (("total_size", before.element_size()), ("total_parameters", 1)):
+                if total in content.get("metadata", {}):
+                    content["metadata"][total] += added * size
+            (folder / index.name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(
+        f"Wrote {checkpoint} with {projector_num_latents} latents, {len(new)} of them new (seed {seed}), to {output}."
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -338,6 +433,21 @@ def main():
     convert.add_argument("--output", type=Path, required=True)
     convert.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     convert.add_argument("--projector-type", choices=("perceiver", "mlp"), default="perceiver")
+    defaults = VggtQwen3Config()
+    for name, of in (
+        ("hidden-size", "width inside the projector"),
+        ("num-latents", "tokens into which the perceiver resamples a scene's views, as the language model sees them"),
+        ("num-hidden-layers", "layers of the perceiver"),
+        ("num-attention-heads", "attention heads of the perceiver, of which the width is a multiple"),
+        ("mlp-ratio", "width of the perceiver's MLPs over its own"),
+    ):
+        default = getattr(defaults, f"projector_{name.replace('-', '_')}")
+        convert.add_argument(f"--projector-{name}", type=int, help=f"{of} (default: {default})")
+    convert.add_argument(
+        "--vggt-licence",
+        choices=VGGT_LICENCES,
+        help="of a VGGT whose files do not tell (neither card nor name): that of VGGT-1B-Commercial, or that of VGGT-1B",
+    )
     convert.add_argument(
         "--vision-feature-layers",
         type=int,
@@ -364,8 +474,13 @@ def main():
     tiny.add_argument("--image-size", type=int, default=84, help="side of a view in pixels, a multiple of 14")
     tiny.add_argument("--projector-type", choices=("mlp", "perceiver"), default="mlp")
     tiny.add_argument("--seed", type=int, default=0)
+    resize = commands.add_parser("resize", help="another number of the perceiver's tokens for a checkpoint")
+    resize.add_argument("--checkpoint", type=Path, required=True, help="folder of a checkpoint with a perceiver")
+    resize.add_argument("--projector-num-latents", type=int, required=True)
+    resize.add_argument("--output", type=Path, required=True)
+    resize.add_argument("--seed", type=int, default=0, help="of the latents that there were not")
     arguments = vars(parser.parse_args())
-    command = {"convert": convert_released, "tiny": convert_tiny}[arguments.pop("command")]
+    command = {"convert": convert_released, "tiny": convert_tiny, "resize": resize_perceiver}[arguments.pop("command")]
     try:
         command(**arguments)
     except (OSError, ValueError) as error:

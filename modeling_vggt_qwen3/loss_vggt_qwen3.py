@@ -97,9 +97,8 @@ class VggtQwen3LMHead(nn.Linear):
         if labels is None:
             return super().forward(hidden_states)
         if use_liger(hidden_states):
-            # Not by a statement: transformers would want it installed wherever this file comes with a checkpoint.
-            liger = import_module("liger_kernel.transformers")
-            fused_loss = liger.LigerFusedLinearCrossEntropyLoss(
+            # Not by an import statement: transformers asks for whatever the code of a checkpoint imports.
+            fused_loss = import_module("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss(
                 ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32
             )
             return fused_loss(self.weight, hidden_states, labels)

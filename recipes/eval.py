@@ -179,6 +179,8 @@ def evaluate(arguments: argparse.Namespace):
     else:
         metrics |= {"exact_match": None, "types": {}}
         print(f"{arguments.dataset}, split {arguments.split}, has no references: the predictions are not scored.")
+        if tasks == {"scanqa"}:
+            print("The server that scored ScanQA's test splits closed in February 2026: report --split val.")
     write_atomically(arguments.output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     if arguments.report and rows_with_references:
         scenes = [source.scene_ids[scene] for scene in source.questions_of_scene]

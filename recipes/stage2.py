@@ -4,9 +4,11 @@
 accelerate launch recipes/stage2.py [--config FILE.yaml] [--any_key value ...]
 """
 
-from recipes.training.arguments import CONFIGS
-from recipes.training.sft import main
+from recipes.training.inputs import CONFIGS, check_inputs
 
 
 if __name__ == "__main__":
+    check_inputs(CONFIGS / "stage2_3d.yaml")
+    from recipes.training.sft import main  # only now: torch and transformers take seconds to import
+
     main(CONFIGS / "stage2_3d.yaml")

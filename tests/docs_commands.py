@@ -34,13 +34,14 @@ def into(folder: str) -> list[str]:
 # In this order: how a command starts, and what is appended to it.
 RUN = {
     "make demo": ["DEMO_DIR=demo --smoke"],
+    "python -m recipes.demo": ["--output", "demo"],  # which is there
     "make docs-figures": ["DEMO_DIR=finished --root ."],
     "python -m recipes.docs_figures --check": ["--root", "."],
     "hf auth login": [],
     "pip wheel": ["--no-index", "--no-build-isolation"],
     "pip install": ["--dry-run", "--no-index", "--no-build-isolation"],
     "python -m data_scripts.rooms": ["--scenes", "3", "--views", "2", "--image-size", "28"],
-    "python -m data_scripts.download_arkitscenes": ["--base-url", MIRROR],
+    "python -m data_scripts.download_arkitscenes": ["--base-url", MIRROR, "--list-url", MIRROR],
     "python -m data_scripts.prepare instruct": [],
     "python -m data_scripts.prepare scanqa": ["--workers", "1"],
     "python -m data_scripts.prepare sqa3d": ["--workers", "1"],
@@ -102,6 +103,7 @@ NOT_RUN = {
     "uv ": "downloads what make setup does",
     "docker ": "needs Docker; tests/test_install.py builds the wheel of what the Dockerfile copies",
     "vggt-qwen3 train": "is run from a wheel by tests/test_install.py",
+    "torchrun": "takes as many processes as a node has GPUs; tests/test_fault_tolerance.py runs two on the CPU",
     "make test-gpu": "needs a GPU; make test runs the same bodies on the CPU",
     "python -m recipes.benchmark": "takes many minutes; tests/test_benchmark.py runs it on fewer sizes",
     "python -m recipes.benchmark --full-size": "needs a GPU; tests/test_full_size_benchmark.py runs it at toy size",

@@ -18,8 +18,11 @@ VGGT_WEIGHTS = Path(__file__).parent / "fixtures" / "vggt" / "tiny_weights.safet
 VIDEO = "47333462"  # of docs/data.md
 
 
-def put_vggt(hub: HubServer):
-    """facebook/VGGT-1B-Commercial: as many alternating pairs as released, which are the four of a network of toy width in turn."""
+def put_vggt(hub: HubServer, copy: Path):
+    """
+    facebook/VGGT-1B-Commercial: as many alternating pairs as released, which are the four of a network of toy width in turn;
+    and its file alone, as `copy`.
+    """
     weights = load_file(VGGT_WEIGHTS)
     for name, tensor in list(weights.items()):
         parts = name.split(".")
@@ -28,6 +31,7 @@ def put_vggt(hub: HubServer):
                 weights[".".join([*parts[:2], str(number), *parts[3:]])] = tensor.clone()
     file = BytesIO()
     torch.save(weights, file)
+    copy.write_bytes(file.getvalue())
     card = b"---\nlicense: other\nlicense_name: vggt-aup-license\nlicense_link: LICENSE\n---\n"
     files = {"vggt_1B_commercial.pt": file.getvalue(), "README.md": card, "LICENSE": b"VGGT License\n"}
     hub.put("model", "facebook/VGGT-1B-Commercial", files)

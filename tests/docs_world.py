@@ -164,10 +164,17 @@ class World:
         folder, rooms = self.folder, self.folder / "demo" / "rooms"
         failure = self.run(
             "python -m data_scripts.rooms --output demo/rooms --scenes 12 --views 10 --image-size 56 --seed 5 "
-            "--objects 3 4 --instruct-images 24 --formats scannet arkitscenes arkitscenes_raw roomplan"
+            "--objects 3 4 --instruct-images 24 --formats scannet sens arkitscenes arkitscenes_raw roomplan"
         )
         assert failure is None, failure
-        (folder / "scans").symlink_to(rooms / "scannet")
+        # ScanNet as downloaded: streams, those of the test split in a folder of their own.
+        tested = {
+            row["scene_id"] for row in json.loads((rooms / "scanqa" / "ScanQA_v1.0_test_w_obj.json").read_text())
+        }
+        for name in ("scans", "scans_test"):
+            (folder / name).mkdir()
+        for scan in (rooms / "sens").iterdir():
+            (folder / ("scans_test" if scan.name in tested else "scans") / scan.name).symlink_to(scan)
         for path in (*(rooms / "scanqa").iterdir(), *(rooms / "sqa3d").iterdir()):
             (folder / path.name).symlink_to(path)
         (folder / "images").symlink_to(rooms / "instruct")
@@ -186,8 +193,10 @@ class World:
         (folder / "ARKitScenes" / "3dod" / "Training").symlink_to(rooms / "arkitscenes" / "3dod" / "Training")
         with (rooms / "arkitscenes" / "metadata.csv").open() as metadata:
             lines = [f"{row['video_id']},{row['visit_id']},{row['fold']}\n" for row in csv.DictReader(metadata)]
-        (folder / "3dod_train_val_splits.csv").write_text("video_id,visit_id,fold\n" + "".join(lines))
-        put_vggt(self.hub)
+        splits = folder / "mirror" / "threedod" / "3dod_train_val_splits.csv"
+        splits.write_text("video_id,visit_id,fold\n" + "".join(lines))
+        shutil.copy(splits, folder / splits.name)
+        put_vggt(self.hub, folder / "model.pt")
         put_qwen3(self.hub, folder / "qwen3")
 
     def write_records(self):

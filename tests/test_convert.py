@@ -25,10 +25,17 @@ from modeling_vggt_qwen3 import (
     convert_weights,
 )
 from modeling_vggt_qwen3 import convert_vggt_qwen3_to_hf as converter
+from modeling_vggt_qwen3.convert_card import find_licence
+from modeling_vggt_qwen3.convert_inputs import find_source
 
 
 FIXTURES = Path(__file__).parent / "fixtures" / "vggt"
-OPTIONS = {"projector_type": "mlp", "vision_feature_layers": [1, 3], "depth_head_layers": [0, 1, 2, 3]}
+OPTIONS = {
+    "projector_type": "mlp",
+    "vision_feature_layers": [1, 3],
+    "depth_head_layers": [0, 1, 2, 3],
+    "vggt_licence": "cc-by-nc-4.0",
+}
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +274,17 @@ def test_only_one_shard_is_in_memory(vggt, text, converted, tmp_path, monkeypatc
 
 def test_command_says_what_it_left_out_and_made_up(vggt, text, tmp_path, monkeypatch, capsys):
     arguments = ["convert", "--vggt", str(vggt), "--text", str(text), "--output", str(tmp_path / "model")]
-    arguments += ["--projector-type", "mlp", "--vision-feature-layers", "1", "3", "--depth-head-layers", *"0123"]
+    arguments += [
+        "--projector-type",
+        "mlp",
+        "--vision-feature-layers",
+        "1",
+        "3",
+        "--depth-head-layers",
+        *"0123",
+        "--vggt-licence",
+        "cc-by-nc-4.0",
+    ]
     monkeypatch.setattr(sys, "argv", ["convert", *arguments])
     converter.main()
     printed = capsys.readouterr().out
@@ -299,34 +316,69 @@ def test_manifest_names_every_input(vggt, text, converted):
 
 
 @pytest.mark.parametrize(
-    ("file", "card", "licence", "says"),
+    ("file", "card", "stated", "licence", "says"),
     [
-        ("model.pt", None, "cc-by-nc-4.0", "non-commercial use only"),
-        ("model.pt", "license: cc-by-nc-4.0", "cc-by-nc-4.0", "non-commercial use only"),
-        ("vggt_1B_commercial.pt", None, "other", "vggt-aup-license"),
+        ("model.pt", None, "cc-by-nc-4.0", "cc-by-nc-4.0", "non-commercial use only"),
+        (
+            "model.pt",
+            None,
+            "vggt-aup-license",
+            "other",
+            "(https://huggingface.co/facebook/VGGT-1B-Commercial) (as stated",
+        ),
+        ("model.pt", "license: cc-by-nc-4.0", None, "cc-by-nc-4.0", "non-commercial use only"),
+        ("vggt_1B_commercial.pt", None, None, "other", "vggt-aup-license"),
+        ("vggt_1B_commercial.pt", None, "vggt-aup-license", "other", "(the name vggt_1B_commercial.pt)"),
         # As on the release's own card, whose link is relative to its repo.
         (
             "model.pt",
             "license: other\nlicense_name: vggt-aup-license\nlicense_link: LICENSE",
+            None,
             "other",
             "[vggt-aup-license](https://huggingface.co/facebook/VGGT-1B-Commercial)",
         ),
-        ("model.pt", "license: other\nlicense_name: my-terms\nlicense_link: https://a.b/c", "other", "[my-terms]("),
-        ("model.pt", "license: apache-2.0", "apache-2.0", "the licence of the whole"),
+        (
+            "model.pt",
+            "license: other\nlicense_name: my-terms\nlicense_link: https://a.b/c",
+            None,
+            "other",
+            "[my-terms](",
+        ),
+        ("model.pt", "license: apache-2.0", None, "apache-2.0", "the licence of the whole"),
     ],
 )
-def test_card_carries_both_licences(file, card, licence, says, upstream, text, tmp_path):
+def test_card_carries_both_licences(file, card, stated, licence, says, upstream, text, tmp_path):
     """Catches a non-commercial VGGT in a checkpoint whose card says that anything goes."""
     (tmp_path / "source").mkdir()
     torch.save(upstream, tmp_path / "source" / file)
     if card is not None:
         (tmp_path / "source" / "README.md").write_text(f"---\n{card}\n---\n")
-    converter.convert_released(str(tmp_path / "source" / file), str(text), tmp_path / "model", **OPTIONS)
+    options = OPTIONS | {"vggt_licence": stated}
+    converter.convert_released(str(tmp_path / "source" / file), str(text), tmp_path / "model", **options)
     written = ModelCard.load(tmp_path / "model" / "README.md")
     assert written.data.license == licence
     assert says in written.text and "qwen3: apache-2.0" in written.text
     assert ("non-commercial use only" in written.text) == ("nc" in licence)
     assert (tmp_path / "model" / "LICENSE-text").read_text() == "Apache License\n"
+
+
+@pytest.mark.parametrize("card", [None, "# VGGT\n\nCode of the network.\n"], ids=["none", "of the code"])
+def test_folder_of_the_commercial_file_is_known_by_it(card, tmp_path):
+    """Catches the commercial release taken for the other one because its folder has another name, or a README of code."""
+    (tmp_path / "vggt_1B_commercial.pt").touch()
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    licence = find_licence(find_source(str(tmp_path)), "vggt")
+    assert licence.identifier == "vggt-aup-license" and not licence.non_commercial
+
+
+def test_licence_that_nothing_tells_is_asked_for(upstream, text, tmp_path):
+    """Catches a guess: the two releases of VGGT have the same tensors, and one of them is for non-commercial use."""
+    torch.save(upstream, tmp_path / "model.pt")
+    for path in (tmp_path / "model.pt", tmp_path):
+        refuse(tmp_path, path, text, "Set --vggt-licence vggt-aup-license if .* cc-by-nc-4.0 if", vggt_licence=None)
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    refuse(tmp_path, tmp_path, text, "says cc-by-nc-4.0. Leave the option out", vggt_licence="vggt-aup-license")
 
 
 def test_repo_of_the_hub_is_named_with_its_revision(vggt, text, tmp_path, monkeypatch):

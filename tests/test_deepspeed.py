@@ -319,6 +319,17 @@ def test_images_on_one_rank_only(stage, inputs, tmp_path):
 @pytest.mark.slow
 def test_ranks_whose_scenes_have_other_numbers_of_views(inputs, tmp_path):
     """Catches an encoder that runs its layers once per number of views: under ZeRO-3 the ranks would wait for ever."""
-    arguments = ["--per_device_train_batch_size", 2, "--view_dropout", 0.5, "--freeze_vision", "false", "--lora_r", 0]
+    arguments = [
+        "--per_device_train_batch_size",
+        2,
+        "--global_batch_size",
+        4,
+        "--view_dropout",
+        0.5,
+        "--freeze_vision",
+        "false",
+        "--lora_r",
+        0,
+    ]
     run("zero3", 2, inputs, tmp_path / "views", *arguments, "--max_steps", 4, "--save_strategy", "no")
     assert len(losses_of(tmp_path / "views")) == 4

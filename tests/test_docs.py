@@ -18,6 +18,7 @@ from accelerate.commands.launch import launch_command_parser
 from docs_commands import NOT_RUN, PAGES, ROOT, RUN, blocks, commands, entry_of
 from docs_world import World
 from slurm_cluster import slurm_cluster, why_not
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from recipes.cli import COMMANDS
 from recipes.launch import parse as parse_launch
@@ -65,6 +66,9 @@ def parse_command(words: list[str]):
         arguments, _ = launch_command_parser().parse_known_args(words[2:])
         assert arguments.config_file is None or (ROOT / arguments.config_file).is_file(), arguments.config_file
         read_settings(Path(words[position]).stem, words[position + 1 :])
+    elif words[0] == "torchrun":
+        arguments = torchrun_parser().parse_args(words[1:])
+        read_settings(Path(arguments.training_script).stem, arguments.training_script_args)
     elif words[:3] == ["python", "-m", "recipes.launch"]:
         arguments, argv = parse_launch(words[3:])
         read_settings(arguments.stage, recipe_argv(arguments.stage, arguments.mode, arguments.safe, argv))
@@ -122,6 +126,17 @@ def test_python_blocks_compile():
     """Catches Python in the docs with a typo, also in those that are not run."""
     for where, text in blocks("python"):
         compile(text, where, "exec")
+
+
+def test_examples_decode_as_evaluation_does():
+    """Catches an example that samples, by Qwen3's own generation settings: other answers with each call, and worse ones."""
+    calls = [
+        (where, {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords})
+        for where, text in blocks("python")
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "generate"
+    ]
+    assert calls and not [where for where, keywords in calls if keywords.get("do_sample") != "False"]
 
 
 def test_links_lead_somewhere():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data_scripts import download_arkitscenes
+from data_scripts.arkitscenes import find_scans
 from data_scripts.download_arkitscenes import main
 
 
@@ -229,3 +230,68 @@ def test_bad_arguments(server, tmp_path, capsys, arguments, words):
     """Catches a request for a file that cannot be."""
     assert run(server, tmp_path / "out", *arguments) == 2
     assert words in capsys.readouterr().err and not server.requests
+
+
+LIST = "/threedod/3dod_train_val_splits.csv"
+
+
+def run_list(server, output, *arguments):
+    """With the list of videos, too, from the server here."""
+    return run(server, output, *arguments, "--list-url", f"http://127.0.0.1:{server.server_address[1]}")
+
+
+def test_all_of_apples_list(server, tmp_path, capsys):
+    """Catches a command that wants a list from the user, takes one fold alone, or does not say how much is to come."""
+    server.files[LIST] = b"video_id,visit_id,fold\r\n41,NA,Training\r\n42,7,Validation\r\n"  # Windows' line ends
+    server.files["/threedod/Validation/42.zip"] = zipped({"42/42_3dod_annotation.json": b"{}"})
+    assert run_list(server, tmp_path, "3dod") == 0
+    validation = "3dod/Validation/42/42_3dod_annotation.json"
+    assert contents(tmp_path) == sorted([*WHOLE, validation, "3dod/3dod_train_val_splits.csv"])
+    printed = capsys.readouterr().out
+    assert "2 videos (Training 1, Validation 1)" in printed and "about 0.2 GB to fetch (124 MB a scan" in printed
+    requests = len(server.requests)
+    assert run_list(server, tmp_path, "3dod", "--split", "Training") == 0
+    assert len(server.requests) == requests  # the list is not fetched again, either
+    assert "about 0.0 GB" in capsys.readouterr().out
+
+
+def test_list_that_cannot_be_had(server, tmp_path, capsys):
+    """Catches a traceback, and a failure that does not say what else to do."""
+    assert run_list(server, tmp_path) == 1
+    error = capsys.readouterr().err
+    assert f"{LIST}: HTTP 404" in error and "--video_id_csv" in error
+
+
+def test_videos_without_boxes(server, tmp_path, capsys):
+    """Catches an exit status of 1 for ever, because of files of which Apple's script knows that they do not exist."""
+    exempt = "47334522"
+    server.files[f"/raw/Training/{exempt}/lowres_wide.zip"] = zipped({f"lowres_wide/{exempt}_1.000.png": NOISE})
+    assets = ["--assets", "lowres_wide", "lowres_wide.traj", "annotation"]
+    server.files["/raw/Training/41/41_3dod_annotation.json"] = b"{}"
+    assert run(server, tmp_path, "raw", "--split", "Training", "--video_id", exempt, "41", *assets) == 0
+    assert {path for path in contents(tmp_path) if exempt in path} == {
+        f"raw/Training/{exempt}/lowres_wide/{exempt}_1.000.png"
+    }
+    assert (
+        f"1 videos that have no annotation, lowres_wide.traj on the server, as Apple's script knows: fetched without: {exempt}"
+        in capsys.readouterr().out
+    )
+    assert run(server, tmp_path / "3dod", "--split", "Training", "--video_id", exempt, "41") == 0
+    assert contents(tmp_path / "3dod") == WHOLE
+    assert f"not fetched: {exempt}" in capsys.readouterr().out
+    # A file of any other video that is not there is a failure still.
+    del server.files["/raw/Training/41/41_3dod_annotation.json"]
+    assert run(server, tmp_path / "again", "raw", "--split", "Training", "--video_id", "41", *assets) == 1
+
+
+def test_every_exempt_video_once():
+    """Catches an id of Apple's list that got lost or has a digit too few."""
+    assert len(download_arkitscenes.WITHOUT_3DOD) == 24
+    assert all(len(video_id) == 8 and video_id.isdigit() for video_id in download_arkitscenes.WITHOUT_3DOD)
+
+
+def test_what_is_being_unpacked_is_no_scan(tmp_path):
+    """Catches the folder of an interrupted download prepared as a scan of its own."""
+    for name in ("41", ".42.unpacking"):
+        (tmp_path / "3dod" / "Training" / name).mkdir(parents=True)
+    assert list(find_scans(tmp_path)) == ["41"]

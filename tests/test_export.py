@@ -205,6 +205,7 @@ def test_zero_checkpoints_come_back_whole(stage, lora_r, inputs, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", 0, "--num_processes", 2]
     command += ["--config_file", ROOT / "recipes" / "accelerate_configs" / f"{stage}.yaml", ROOT / "recipes/stage2.py"]
     command += [*inputs, "--output_dir", tmp_path / "run", "--lora_r", lora_r, "--bf16", "true", *RATE]
+    command += ["--global_batch_size", 2]
     result = subprocess.run(
         list(map(str, command)),
         capture_output=True,

@@ -135,12 +135,13 @@ def arguments_of(checkpoint, repo, output, *arguments):
     argv += ["--dataset_weights", 1, "--max_steps", 3, "--logging_steps", 1, "--report_to", "none", "--bf16", "true"]
     argv += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
     argv += ["--per_device_train_batch_size", 2, "--global_batch_size", 2]
-    argv += ["--dataloader_num_workers", 0, "--lora_dropout", 0.0, "--learning_rate", 0.01, *arguments]
+    argv += ["--dataloader_num_workers", 0, "--lora_dropout", 0.0, *arguments]
     return list(map(str, argv))
 
 
 def trainer_of(stage, checkpoint, repos, output, *arguments):
     options = {"stage2": ["--freeze_text_layers", 0], "stage3": ["--anchor_hidden_size", 32]}[stage]
+    options += ["--learning_rate", 0.01]
     (config,) = CONFIGS.glob(f"{stage}_*.yaml")
     set_seed(0)
     return make_trainer(*parse_arguments(config, arguments_of(checkpoint, repos[stage], output, *options, *arguments)))
@@ -233,7 +234,7 @@ def test_all_that_trains_moves_under_every_launcher(device, config, stage, check
         "--projector_learning_rate", 0.01, "--logging_steps", 10,
     )  # fmt: skip
     if stage == "stage2":
-        argv += ["--freeze_text_layers", "0"]
+        argv += ["--freeze_text_layers", "0", "--learning_rate", "0.01"]
     if config == "ddp":  # accelerate takes two processes and more
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
     else:

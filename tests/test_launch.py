@@ -13,11 +13,13 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 from toys import write_toy_checkpoint, write_toy_repo
 
+from data_scripts.schema import FEATURES, REQUIRED_COLUMNS
 from recipes.launch import parse
 from recipes.launching import checks, preflight, resources
 from recipes.launching.caches import file_system, move_caches, read_mounts
@@ -28,6 +30,7 @@ from recipes.launching.resources import Gpu, available_memory, check_port, check
 from recipes.launching.settings import plan_batch, read_settings, recipe_argv
 from recipes.training.arguments import CONFIGS, parse_arguments
 from recipes.training.checkpoints import MANIFEST
+from recipes.training.data import PackDataset, SceneDataset
 from recipes.training.run_config import differences, resolved_config, write_run_config
 
 
@@ -154,13 +157,60 @@ def test_damaged_data_is_named(repo, checkpoint, tmp_path):
     settings = read_settings("stage2", recipe(checkpoint, repo, tmp_path))
     settings.dataset_paths = [str(repo), str(other)]
     assert "1 scenes are in the split train and in val (scene0000_00" in check_data(settings)[0]
-    settings.dataset_paths = [str(tmp_path / "nowhere")]
-    assert "is not a prepared repository" in check_data(settings)[0]
+    (tmp_path / "empty").mkdir()
+    settings.dataset_paths = [str(tmp_path / "empty"), str(tmp_path / "nowhere")]
+    empty, nowhere = check_data(settings)
+    assert "empty is not a prepared repository" in empty and "nowhere is not here: prepare it first" in nowhere
+
+
+def test_the_preflight_finds_what_training_would_die_of(checkpoint, tmp_path):
+    """Catches a run that dies after "all checks passed": of a column, a question's scene or an answer that is missing."""
+    toy = write_toy_repo(tmp_path / "toy", {"train": 2, "val": 1})
+    settings = read_settings("stage2", recipe(checkpoint, toy, tmp_path))
+
+    def without(table, column):
+        """Also of the features that `datasets` notes in a file."""
+        return table.drop_columns([column]).replace_schema_metadata(None)
+
+    def unanswered(table):
+        position, field = table.column_names.index("answers"), table.schema.field("answers")
+        return table.set_column(position, field, pyarrow.array([[]] * len(table), field.type))
+
+    def change(config, function, splits="*"):
+        """What preflight and training say of the repository with one of its tables changed."""
+        changed = tmp_path / f"toy_{len(list(tmp_path.iterdir()))}"  # `datasets` would know one of the same name
+        shutil.copytree(toy, changed)
+        for file in (changed / config).glob(f"{splits}.parquet"):
+            table = pyarrow.parquet.read_table(file)
+            pyarrow.parquet.write_table(function(table), file)
+        theirs = ""
+        try:
+            PackDataset([SceneDataset(str(changed), "train")], 4)
+        except ValueError as error:
+            theirs = str(error)
+        settings.dataset_paths = [str(changed)]
+        return check_data(settings), theirs
+
+    for config, features in FEATURES.items():
+        for column in features:
+            found, theirs = change(config, lambda table, column=column: without(table, column))
+            needed = column in REQUIRED_COLUMNS[config]
+            assert len(found) == 2 * needed and bool(theirs) == needed, (config, column, found, theirs)
+            if needed:
+                assert f"has no column {column}. Prepare it again" in found[0] and f"no column {column};" in theirs
+    found, theirs = change("scenes", lambda table: table.slice(0, 1), "train*")
+    assert "asks in the split train of 'qa' about 1 scenes" in found[0] and "is not among the scenes" in theirs
+    found, theirs = change("qa", unanswered, "train*")
+    assert "questions without an answer to train on (the first is train-" in found[0] and "has no answer" in theirs
+    found, theirs = change("qa", lambda table: without(table, "object_ids"), "train*")
+    assert len(found) == 1 and "has not (object_ids)" in found[0]
+    assert "object_ids" in theirs
+    assert change("qa", lambda table: table) == ([], "")
 
 
 def test_damaged_weights_are_named(checkpoint, tmp_path):
     assert check_weights(str(checkpoint)) == []
-    assert "Train the stage before" in check_weights(str(tmp_path / "nowhere"))[0]
+    assert "nowhere is not here: make a checkpoint first" in check_weights(str(tmp_path / "nowhere"))[0]
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)
     weights = broken / "model.safetensors"
@@ -302,7 +352,13 @@ def test_every_problem_is_listed_at_once(tmp_path, monkeypatch):
         preflight.launch(arguments("--num_processes", 3, "--num_machines", 2, "--machine_rank", 5), argv)
     text = str(error.value)
     assert "nothing was started" in text.splitlines()[0]
-    for part in ("Weights: there is no folder", "Data: ", "is a file", "cannot be shared by 3", "--machine_rank 5"):
+    for part in (
+        "no_model is not here",
+        "no_data is not here",
+        "is a file",
+        "cannot be shared by 3",
+        "--machine_rank 5",
+    ):
         assert part in text, part
     for part in ("need --main_process_ip", "3 cannot be shared by 2 machines", "gradient_accumulation_steps follows"):
         assert part in text, part

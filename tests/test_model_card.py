@@ -4,6 +4,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,15 @@ def unknown_numbers(card: str, known: list[float]) -> list[str]:
 ################
 # What it says
 ################
+
+
+def test_scores_of_scanqa_say_why_they_are_of_val(run):
+    """Catches a card that leaves open why ScanQA's validation split is reported, or says so of other data."""
+    (evaluation,) = find_evaluations(run.model, None)
+    assert "closed in February" not in card_of(run)
+    prepared = evaluation.metrics["prepared"] | {"title": "ScanQA"}
+    evaluation = replace(evaluation, metrics=evaluation.metrics | {"prepared": prepared})
+    assert "test splits closed in February 2026, so this is `val`" in card_of(run, evaluations=[evaluation])
 
 
 def test_every_number_is_in_the_runs_files(run):

@@ -17,9 +17,10 @@ import pytest
 from filelock import FileLock
 from scannet_dump import AXIS_ALIGNMENT, camera_to_world, write_scan, write_scanqa, write_sqa3d
 
-from data_scripts.builders.base import QA_FEATURES, SCENES_FEATURES, PreparedScene
+from data_scripts.builders.base import PreparedScene
 from data_scripts.builders.scans import ScanNetBuilder
 from data_scripts.prepare import main
+from data_scripts.schema import QA_FEATURES, SCENES_FEATURES
 
 
 ROOT = Path(__file__).parents[1]
@@ -138,8 +139,8 @@ def test_streaming(dump, tmp_path):
 
 
 def test_scanqa_test_files(dump, tmp_path):
-    """Catches the official test files, which have no answers, being refused, and answers that are there being
-    dropped."""
+    """Catches the official test files, which have no answers, being refused, answers that are there being dropped, and a card
+    that sends people to a server which is closed."""
     write_scan(dump / "scans", "scene0700_00")
     write_scan(dump / "scans", "scene0701_00")
     write_scanqa(dump, "test_w_obj", ["scene0700_00"])
@@ -149,6 +150,7 @@ def test_scanqa_test_files(dump, tmp_path):
     questions = datasets.load_dataset(str(tmp_path / "repo"))
     assert questions["test_w_obj"][0]["answers"] == [] and questions["test_w_obj"][0]["object_ids"] == []
     assert questions["test_wo_obj"][0]["answers"] == ["red"]
+    assert "whose server closed in February 2026. Report `val`." in (tmp_path / "repo" / "README.md").read_text()
 
 
 def test_sqa3d(dump, tmp_path):

@@ -115,6 +115,65 @@ def test_records(tmp_path, capsys):
     np.testing.assert_allclose(geometry["K"][0], [[10, 0, 4.5], [0, 10, 2.0], [0, 0, 1]], atol=1e-6)
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("layout", ["array", "data", "samples", "lines", "lines.json", "array.jsonl", "data indented"])
+def test_layouts_of_record_files(layout, newline, tmp_path, capsys):
+    """Catches a layout of the original repository's files that is refused, and text that Windows' line ends change."""
+    picture(tmp_path / "images" / "a" / "0.jpg")
+    rows = [
+        record(images=["a/0.jpg"], geom_token=geom_token(1), answer="è"),
+        record(images=["a\\0.jpg"], geom_token=geom_token(1), question="And\nnow?"),
+    ]
+    if layout.startswith("lines"):
+        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    else:
+        key = layout.partition(" ")[0]
+        content = {"version": 1, key: rows} if key in ("data", "samples") else rows
+        text = json.dumps(content, ensure_ascii=False, indent=2 if "indented" in layout else None)
+    name = {"lines": "train.jsonl", "array.jsonl": "train.jsonl"}.get(layout, "train.json")
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.replace("\n", newline).encode())
+    arguments = ["records", "--records", str(tmp_path / name), "--image-root", str(tmp_path / "images")]
+    assert main([*arguments, "--output", str(tmp_path / "repo")]) == 0, capsys.readouterr().err
+    rows = datasets.load_dataset(str(tmp_path / "repo"), split="train")
+    assert rows["question"][:] == ["Où est la chaise ?", "And\nnow?"] and rows["answers"][0] == ["è"]
+    assert set(rows["scene_id"]) == {"cuisine"}
+
+
+def test_records_without_task_or_depth(tmp_path, capsys):
+    """Catches records that vanish since they name no task or hold no depth, depth made up for them, and views without it
+    where depth is required."""
+    for view in (0, 1):
+        picture(tmp_path / "images" / "a b" / f"{view}.jpg")
+    bare, half, nested = geom_token(), geom_token(), geom_token()
+    del bare["depth_hist"]
+    half["depth_hist"] = [None, half["depth_hist"][1]]
+    nested["R"] = np.array(nested["R"]).reshape(2, 3, 3).tolist()
+    tokens = {"bare": bare, "null": geom_token() | {"depth_hist": None}, "half": half, "nested": nested, "none": {}}
+    rows = [record(geom_token=token, scene_id=name) for name, token in tokens.items()]
+    del rows[0]["task"]
+    rows[1]["task"] = None
+    rows.append(record(geom_token=geom_token() | {"depth_hist": [[1.0]]}, scene_id="short"))
+    (tmp_path / "train.json").write_text(json.dumps({"samples": rows}))
+    arguments = ["records", "--records", str(tmp_path / "train.json"), "--image-root", str(tmp_path / "images")]
+    assert main([*arguments, "--output", str(tmp_path / "repo")]) == 0
+    printed = capsys.readouterr().out
+    assert "train.json: 2 records name no task: it is 'records'" in printed
+    assert "train.json: 3 records have a geom_token without depth_hist: their depth counts as not measured" in printed
+    assert "record 5: geom_token 'depth_hist' does not hold 2 x 16 numbers" in printed
+    assert datasets.load_dataset(str(tmp_path / "repo"), split="train")["task"][:] == ["records"] * 2 + ["scanqa"] * 3
+    scenes = {
+        row["scene_id"]: row["geometry"] for row in datasets.load_dataset(str(tmp_path / "repo"), "scenes")["train"]
+    }
+    assert list(scenes) == list(tokens) and scenes["none"] is None
+    for name, sums in (("bare", [0, 0]), ("null", [0, 0]), ("half", [0, 1]), ("nested", [1, 1])):
+        assert np.sum(scenes[name]["depth_hist"], axis=1).tolist() == sums, name
+        assert scenes[name]["R"] == scenes["nested"]["R"] and scenes[name]["t"] == scenes["nested"]["t"]
+    assert main([*arguments, "--geometry", "required", "--output", str(tmp_path / "strict")]) == 0
+    printed = capsys.readouterr().out
+    assert "left out: scene half: half: its records' geom_token has no depth_hist" in printed
+    assert datasets.load_dataset(str(tmp_path / "strict"), "scenes")["train"]["scene_id"][:] == ["nested"]
+
+
 def test_unusable_records(tmp_path, capsys):
     """Catches a broken line or file that is skipped, a picture from elsewhere, and a missing picture that becomes a scene."""
     picture(tmp_path / "images" / "0.jpg")
@@ -130,6 +189,7 @@ def test_unusable_records(tmp_path, capsys):
     good = json.dumps(record(images=["0.jpg"], geom_token=None, scene_id="a"))
     refused(good + "\n{", "line 2: not JSON")
     refused("", "no record can be used")
+    refused('{\n"rows": []}', "one record per line; found a dict with rows")
     refused(json.dumps(record(answer="")), "no record can be used; record 0:")
     refused(json.dumps(record(images=["../secret.jpg"])), "record 0", "not a path under the image root")
     refused(json.dumps(record(images=["1.jpg"], geom_token=None)), "no usable scene", "1.jpg: missing")

@@ -39,10 +39,11 @@ def test_every_format_holds_the_same_room(folder):
         scene = build_scene(SETTINGS, index)
         turned = open_scan(folder / "arkitscenes", video)
         raw_layout = type(turned)(folder / "arkitscenes" / "raw" / place.split / video, turned.sky_direction)
-        scans = [open_scannet(folder / name / scene_name(index)) for name in ("scannet", "sens")]
+        scans = [open_scannet(folder / name / scene_name(index)) for name in ("scannet", "scannet_padded", "sens")]
+        frames = open_scannet(folder / "scannet_25k" / scene_name(index))  # which states no alignment
         for scan, world in [
             *((scan, np.eye(4)) for scan in scans),
-            *((s, scene.alignment) for s in (turned, raw_layout)),
+            *((s, scene.alignment) for s in (frames, turned, raw_layout)),
         ]:
             for frame, truth in zip(scan.frames(), scene.poses, strict=True):
                 np.testing.assert_allclose(frame.world_to_camera, truth @ world, atol=5e-4)
@@ -63,6 +64,8 @@ def test_files_follow_the_official_formats(folder):
         "roomplan",
         "scanqa",
         "scannet",
+        "scannet_25k",
+        "scannet_padded",
         "sens",
         "sqa3d",
     }
@@ -71,6 +74,11 @@ def test_files_follow_the_official_formats(folder):
         "scene0001_00.txt",
         "scene0001_00_vh_clean_2.ply",
     ]
+    frames = folder / "scannet_25k" / "scene0001_00"
+    kinds = {"color": "jpg", "depth": "png", "instance": "png", "label": "png", "pose": "txt"}
+    assert {path.name for path in frames.iterdir()} == {*kinds, "intrinsics_color.txt", "intrinsics_depth.txt"}
+    for kind, suffix in kinds.items():
+        assert {path.name for path in (frames / kind).iterdir()} == {f"{n}.{suffix}" for n in ("000000", "000100")}
     assert set(read_sky_directions(folder / "arkitscenes")) == {str(40_000_000 + index) for index in range(5)}
     assert len(set(read_sky_directions(folder / "arkitscenes").values())) > 1
     for layout in ("3dod", "raw"):
@@ -131,5 +139,5 @@ def test_the_command_writes_the_formats_asked_for(tmp_path, capsys):
     with pytest.raises(SystemExit):
         rooms.main([*arguments, "--output", str(tmp_path / "two"), "--formats", "matterport"])
     assert "matterport" in capsys.readouterr().err and not (tmp_path / "two").exists()
-    with pytest.raises(ValueError, match="formats must be some of scannet, sens"):
+    with pytest.raises(ValueError, match="formats must be some of scannet, scannet_25k"):
         Settings(3, 1, 28, 0, 0, formats=())

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from data_scripts.builders.base import EMPTY_QUESTION, QA_FEATURES, SCENES_FEATURES
+from data_scripts.schema import EMPTY_QUESTION, QA_FEATURES, SCENES_FEATURES
 from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from modeling_vggt_qwen3.convert_vggt_qwen3_to_hf import create_processor, create_tiny_config, create_tiny_tokenizer
 

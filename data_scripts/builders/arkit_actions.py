@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..arkitscenes import find_scans, open_scan
+from ..arkitscenes import WITHOUT_3DOD, find_scans, open_scan
 from ..boxes import Box
 from ..roomplan import read_captured_room
 from ..views import UnreadableFileError
@@ -67,11 +67,17 @@ class ArkitActions(PreparationBuilder):
             InputError: there is no scan, or no export is of one of them.
         """
         found = find_scans(sources.arkitscenes_root)
+        notes = []
+        without = sorted(found.keys() & WITHOUT_3DOD)
+        if without:  # of raw; --strict shall not stop at what nobody can have
+            notes.append(
+                f"{len(without)} scans have no boxes or poses on Apple's server: skipped: {', '.join(without)}"
+            )
+            found = {video_id: place for video_id, place in found.items() if video_id not in WITHOUT_3DOD}
         if not found:
             raise InputError(
                 f"--arkitscenes-root {sources.arkitscenes_root}: no scan under {{3dod,raw}}/{{Training,Validation}}"
             )
-        notes = []
         if sources.roomplan_root is not None:
             exports = {path.stem for path in sources.roomplan_root.glob("*.json")}
             if not exports & found.keys():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all dataset builders share: the two schemas, what a builder has to provide, and the writing of both configurations.
+"""What all dataset builders share: what a builder has to provide, and the writing of both configurations.
 
 Every builder has two configurations. `scenes` holds each scene's views once; `qa` holds the questions and names
 scenes by `scene_id`. `data_scripts.builders.repo` reads the scenes, in several processes, runs both configurations over
@@ -14,63 +14,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from datasets import BuilderConfig, DatasetInfo, Features, GeneratorBasedBuilder, Image, List, SplitGenerator, Value
+from datasets import BuilderConfig, DatasetInfo, GeneratorBasedBuilder, SplitGenerator
 
+from ..schema import EMPTY_QUESTION, FEATURES
 from .annotations import Annotations, SceneInput
-
-
-SCHEMA_VERSION = 2  # part of the fingerprint: a repo of another schema is never taken for this one
-
-SCENES_FEATURES = Features(
-    {
-        "scene_id": Value("string"),
-        "images": List(Image()),
-        "frame_ids": List(Value("string")),
-        "geometry": {  # or null
-            "R": List(List(List(Value("float32")))),  # [V, 3, 3] world-to-camera rotation
-            "t": List(List(Value("float32"))),  # [V, 3] world-to-camera translation, metres
-            "K": List(List(List(Value("float32")))),  # [V, 3, 3] pixels of the stored image
-            "depth_hist": List(List(Value("float32"))),  # [V, 16] shares over 0-8 m
-        },
-    }
-)
-
-QA_FEATURES = Features(
-    {
-        "scene_id": Value("string"),
-        "question_id": Value("string"),
-        "question": Value("string"),
-        "situation": Value("string"),
-        "answers": List(Value("string")),
-        "task": Value("string"),
-        "object_ids": List(Value("int32")),
-        "object_names": List(Value("string")),
-        "position": List(Value("float32")),  # [3] or null
-        "rotation": List(Value("float32")),  # [4] quaternion x, y, z, w or null
-        "position_frame": Value("string"),  # of position and rotation: "aligned" (as R, t), "annotation", or null
-        "action": Value("string"),  # JSON, metres in the frame of view 0, or null
-        "action_world": Value("string"),  # the same in the frame of R, t, or null
-    }
-)
-EMPTY_QUESTION = {name: None for name in QA_FEATURES} | {"object_ids": [], "object_names": []}
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the raw files are; the command-line options of the same names. None or empty: not given."""
+    """Where the raw files are; the command-line options of the same names. None or empty: not given.
+
+    Several folders of scans: see `data_scripts.scannet.scan_roots`.
+    """
 
     annotations: tuple[Path, ...] = ()
     records: tuple[Path, ...] = ()
-    scannet_root: Path | None = None
+    scannet_root: tuple[Path, ...] = ()
     arkitscenes_root: Path | None = None
     roomplan_root: Path | None = None
     image_root: Path | None = None
 
     def folders(self) -> list[Path]:
         """The folders that were given, and those of the files that were given."""
-        given = [value for value in vars(self).values() if value]
-        folders = [{path.parent for path in value} if isinstance(value, tuple) else {value} for value in given]
-        return sorted({Path(os.path.abspath(folder)) for some in folders for folder in some})
+        folders = set()
+        for name, value in vars(self).items():
+            paths = value if isinstance(value, tuple) else (value,) if value else ()
+            folders |= {path if name.endswith("_root") else path.parent for path in paths}
+        return sorted({Path(os.path.abspath(folder)) for folder in folders})
 
 
 ACTIONS = ("place_anchor", "list_objects", "describe_room")
@@ -204,7 +174,7 @@ class PreparationBuilder(GeneratorBasedBuilder):
         """Reads a scene; raises `UnreadableFileError` if it cannot be used."""
 
     def _info(self) -> DatasetInfo:
-        return DatasetInfo(features=SCENES_FEATURES if self.config.name == "scenes" else QA_FEATURES)
+        return DatasetInfo(features=FEATURES[self.config.name])
 
     def _split_generators(self, dl_manager) -> list[SplitGenerator]:
         files = json.loads(Path(self.config.files).read_text(encoding="utf-8"))
@@ -222,9 +192,6 @@ class PreparationBuilder(GeneratorBasedBuilder):
 
 
 __all__ = [
-    "QA_FEATURES",
-    "SCENES_FEATURES",
-    "SCHEMA_VERSION",
     "Options",
     "PreparationBuilder",
     "PreparationConfig",

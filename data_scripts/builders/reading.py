@@ -19,9 +19,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..schema import SCHEMA_VERSION
 from ..views import UnreadableFileError
 from .annotations import InputError, SceneInput
-from .base import SCHEMA_VERSION, Options, PreparationBuilder, PreparedScene, Remark, Sources
+from .base import Options, PreparationBuilder, PreparedScene, Remark, Sources
 
 
 TASKS_PER_WORKER = 4  # that wait or run; their questions are what is in memory
@@ -74,7 +75,7 @@ def scene_digest(
 
 def relative_path(path: str | Path, sources: Sources) -> str:
     """`path` without the folders that mean nothing to others."""
-    roots = (sources.scannet_root, sources.arkitscenes_root, sources.roomplan_root, sources.image_root)
+    roots = (*sources.scannet_root, sources.arkitscenes_root, sources.roomplan_root, sources.image_root)
     for root in roots:
         if root is not None and Path(path).is_relative_to(root):
             return str(Path(path).relative_to(root))

@@ -41,6 +41,7 @@ class Preparation:
         counts: split to the number of its `scenes`, `views` and `questions`.
         left_out: the scenes that could not be used, each a dict of `scene_id`, `file` and `reason`.
         notes: lines for the user about the annotation files and the scenes.
+        absent: the scenes that were not there (with `allow_missing`).
         already_there: the repo had been prepared before from the same inputs, so nothing was done.
         found: how many scenes had been read by an interrupted run before.
     """
@@ -48,6 +49,7 @@ class Preparation:
     counts: dict[str, dict[str, int]]
     left_out: list[dict[str, str]]
     notes: list[str]
+    absent: list[str]
     already_there: bool = False
     found: int = 0
 
@@ -60,6 +62,7 @@ def prepare_repo(
     command: str,
     workers: int = 1,
     strict: bool = False,
+    allow_missing: bool = False,
 ) -> Preparation:
     """Prepares `output` from raw files, or finds that it is there already.
 
@@ -73,6 +76,7 @@ def prepare_repo(
         command: what the card says made the repo.
         workers: number of processes that read scenes.
         strict: an unusable scene is an error. Otherwise it is left out with its questions.
+        allow_missing: scenes that are absent are left out. Otherwise they are an error.
 
     Raises:
         InputError: the annotation files or scenes do not fit together, no scene of a split can be used (with
@@ -81,7 +85,7 @@ def prepare_repo(
     """
     origin = origin_of(builder_class, sources)
     annotations = builder_class.read_annotations(sources)
-    digests = _check_scenes(builder_class, sources, options, annotations)
+    digests, absent = _check_scenes(builder_class, sources, options, annotations, allow_missing)
     fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     manifest = _read_manifest(output)
     if manifest is not None:
@@ -91,7 +95,7 @@ def prepare_repo(
             )
         if strict and manifest["left_out"]:
             raise InputError(f"{output}: was prepared without {describe_failure(manifest['left_out'][0])}")
-        return Preparation(manifest["counts"], manifest["left_out"], manifest["notes"], already_there=True)
+        return Preparation(manifest["counts"], manifest["left_out"], manifest["notes"], absent, already_there=True)
 
     work = output.parent / f".{output.name}.partial"
     try:
@@ -108,13 +112,18 @@ def prepare_repo(
             builder_class,
             sources,
             options,
-            ((scene, digests[split][scene.scene_id]) for split in digests for scene in annotations.scenes[split]),
+            (
+                (scene, digests[split][scene.scene_id])
+                for split in digests
+                for scene in annotations.scenes[split]
+                if scene.scene_id in digests[split]
+            ),
             work / "scenes",
             workers,
             strict,
         )
-        notes = annotations.notes + reading.lines()
-        counts = _write(builder_class, work, digests, fingerprint, reading, notes, command, options, origin)
+        notes = annotations.notes + absent_notes(absent, annotations) + reading.lines()
+        counts = _write(builder_class, work, digests, fingerprint, reading, notes, command, options, origin, absent)
         os.replace(work / "repo", output)
         done = True
     except InputError:
@@ -136,7 +145,30 @@ def prepare_repo(
         lock.release()
         if done or not any(path.is_file() for path in (work / "scenes").glob("*/*")):  # nothing to go on from
             shutil.rmtree(work, ignore_errors=True)
-    return Preparation(counts, reading.left_out, notes, found=reading.found)
+    return Preparation(counts, reading.left_out, notes, absent, found=reading.found)
+
+
+def absent_notes(absent: list[str], annotations: Annotations) -> list[str]:
+    """Says how many scenes are absent and, folder by folder, which: a release lacks whole folders of pictures."""
+    if not absent:
+        return []
+    folders: dict[str, list[str]] = {}
+    for scene_id in absent:
+        folders.setdefault(scene_id.rpartition("/")[0], []).append(scene_id)
+    total = sum(map(len, annotations.scenes.values()))
+    parts = [
+        f"{len(some)}{f' of {folder}' if folder else ''} ({', '.join(some[:5])}{', ...' if len(some) > 5 else ''})"
+        for folder, some in folders.items()
+    ]
+    missing = set(absent)
+    return [
+        f"{len(absent)} of {total} scenes are absent and left out (--allow-missing): {'; '.join(parts)}",
+        *(
+            f"the split '{split}' is left out: none of its {len(scenes)} scenes is there"
+            for split, scenes in annotations.scenes.items()
+            if all(scene.scene_id in missing for scene in scenes)
+        ),
+    ]
 
 
 def origin_of(builder_class: type[PreparationBuilder], sources: Sources) -> Origin:
@@ -158,6 +190,7 @@ def _write(
     command: str,
     options: Options,
     origin: Origin,
+    absent: list[str],
 ) -> dict[str, dict[str, int]]:
     """Writes `work/repo` from the scenes that were read; returns the counts of the splits."""
     bad = {failure["scene_id"] for failure in reading.left_out}
@@ -210,7 +243,7 @@ def _write(
         about=builder_class.ABOUT,
         command=command,
         counts=counts,
-        num_left_out=len(reading.left_out),
+        num_left_out=len(reading.left_out) + len(absent),
         notes=notes,
         image_size=options.image_size,
         data_files=data_files,
@@ -224,6 +257,7 @@ def _write(
         "counts": counts,
         "options": {name: value for name, value in asdict(options).items() if name in builder_class.OPTIONS},
         "left_out": reading.left_out,
+        "absent": absent,
         "notes": notes,
         "files": {str(path.relative_to(repo)): path.stat().st_size for path in sorted(repo.glob("*/*.parquet"))},
     }
@@ -232,13 +266,22 @@ def _write(
 
 
 def _check_scenes(
-    builder_class: type[PreparationBuilder], sources: Sources, options: Options, annotations: Annotations
-) -> dict[str, dict[str, str]]:
-    """Split to scene_id to digest; raises `InputError` if splits share a scene, or a scene is absent."""
+    builder_class: type[PreparationBuilder],
+    sources: Sources,
+    options: Options,
+    annotations: Annotations,
+    allow_missing: bool,
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Split to scene_id to digest, and the scenes that are absent; a split of which all are is not there.
+
+    Raises:
+        InputError: splits share a scene; a scene is absent, or with `allow_missing` all are.
+    """
     for option in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES):
-        root = getattr(sources, option)
-        if option.endswith("_root") and root is not None and not root.is_dir():
-            raise InputError(f"--{option.replace('_', '-')} {root}: no such folder")
+        given = getattr(sources, option)
+        for root in given if isinstance(given, tuple) else [given] if given else []:
+            if option.endswith("_root") and not root.is_dir():
+                raise InputError(f"--{option.replace('_', '-')} {root}: no such folder")
     split_of: dict[str, str] = {}
     for split, scenes in annotations.scenes.items():
         check_question_ids(f"the split '{split}'", (row for scene in scenes for row in scene.questions))
@@ -255,12 +298,19 @@ def _check_scenes(
         split: {scene.scene_id: digest(scene) for scene in scenes} for split, scenes in annotations.scenes.items()
     }
     absent = [scene_id for scenes in digests.values() for scene_id, digest in scenes.items() if digest is None]
-    if absent:
+    present = {
+        split: {scene_id: digest for scene_id, digest in scenes.items() if digest is not None}
+        for split, scenes in digests.items()
+        if any(digest is not None for digest in scenes.values())
+    }
+    if absent and not (allow_missing and present):
         examples = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         roots = [name for name in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES) if name.endswith("_root")]
-        where = f"--{roots[0].replace('_', '-')} {getattr(sources, roots[0])}"
-        raise InputError(f"{len(absent)} of {len(split_of)} scenes are not under {where}: {examples}")
-    return digests
+        given = getattr(sources, roots[0])
+        where = f"--{roots[0].replace('_', '-')} {' '.join(map(str, given if isinstance(given, tuple) else [given]))}"
+        advice = "there is nothing to prepare" if allow_missing else "--allow-missing leaves them out"
+        raise InputError(f"{len(absent)} of {len(split_of)} scenes are not under {where}: {examples}; {advice}")
+    return present, absent
 
 
 def _read_manifest(output: Path) -> dict[str, Any] | None:

@@ -40,7 +40,10 @@ class ScanQA(ScanNetBuilder):
         "use, which do not allow passing them on: keep a repo made from ScanNet private."
     )
     LICENCES = ("cc-by-nc-sa-3.0", "scannet-terms-of-use")
-    ABOUT = "`object_ids` are ScanNet instance ids. Splits whose official file has no answers have empty `answers`."
+    ABOUT = (
+        "`object_ids` are ScanNet instance ids. Splits whose official file has no answers have empty `answers`: ScanQA's "
+        "`test_w_obj` and `test_wo_obj`, whose server closed in February 2026. Report `val`."
+    )
 
     @classmethod
     def read_annotations(cls, sources: Sources) -> Annotations:

@@ -11,9 +11,9 @@ import numpy as np
 import PIL.Image
 
 from ..frames import Frame, SceneReader, scale_intrinsics
-from ..scannet import open_scan
+from ..scannet import Scan, has_recording, open_scan
 from ..views import UnreadableFileError, select_views
-from .annotations import SceneInput
+from .annotations import InputError, SceneInput
 from .base import Options, PreparationBuilder, PreparedScene, Remark, Sources
 
 
@@ -123,19 +123,43 @@ class ScanNetBuilder(PreparationBuilder):
 
     @classmethod
     def scene_files(cls, sources: Sources, scene: SceneInput) -> Iterator[Path]:
-        folder = sources.scannet_root / scene.scene_id
-        if folder.is_dir():
-            yield folder
-            try:
-                yield from open_scan(folder).files()
-            except UnreadableFileError:
-                return  # reading the scene says so
+        folders = scan_folders(sources.scannet_root, scene.scene_id)
+        if folders:
+            yield folders[0]
+            yield from open_scan(folders[0], folders[1:]).files()
+
+    @classmethod
+    def scan_of(cls, sources: Sources, scene: SceneInput) -> Scan:
+        folders = scan_folders(sources.scannet_root, scene.scene_id)
+        folder, *others = folders or [sources.scannet_root[0] / scene.scene_id]  # gone since it was found: an error
+        return open_scan(folder, others)
 
     @classmethod
     def read_scene(cls, sources: Sources, options: Options, scene: SceneInput) -> PreparedScene:
-        scan = open_scan(sources.scannet_root / scene.scene_id)
+        scan = cls.scan_of(sources, scene)
         views, remarks = read_scan(scan, options)
+        if views[0].world_to_camera is not None and scan.description_file is None:
+            remarks.append(Remark("scans without <scene>.txt, taken for aligned", 1, f"no {scene.scene_id}.txt"))
         return prepared_scene(views, scene.questions, remarks)
+
+
+def scan_folders(roots: tuple[Path, ...], scene_id: str) -> list[Path]:
+    """The folders of a scan under all roots, the one with its recording first; empty if no root has its recording.
+
+    The others may hold its description and its mesh: `scannet_frames_25k` comes without them, and `scans` has them. An
+    interrupted download leaves empty folders, and one of the meshes alone has no recording: these scans are as good as absent.
+
+    Raises:
+        InputError: two of the folders have a recording.
+    """
+    folders = [root / scene_id for root in roots if (root / scene_id).is_dir()]
+    recordings = {folder.resolve(): folder for folder in folders if has_recording(folder)}
+    if len(recordings) > 1:
+        first, second, *_ = recordings.values()
+        raise InputError(
+            f"scene {scene_id} is in two folders of --scannet-root, {first} and {second}: give one of them"
+        )
+    return sorted(folders, key=lambda folder: folder not in recordings.values()) if recordings else []
 
 
 def _posed_frames(scan: SceneReader, remarks: list[Remark]) -> list[Frame]:

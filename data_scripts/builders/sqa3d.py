@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..scannet import mesh_center, open_scan
+from ..scannet import mesh_center
 from ..views import UnreadableFileError
 from .annotations import (
     Annotations,
@@ -101,9 +101,9 @@ class SQA3D(ScanNetBuilder):
     def read_scene(cls, sources: Sources, options: Options, scene: SceneInput) -> PreparedScene:
         prepared = super().read_scene(sources, options, scene)
         questions = prepared.questions
-        scan = open_scan(sources.scannet_root / scene.scene_id)
+        scan = cls.scan_of(sources, scene)
         try:
-            center = mesh_center(scan.folder)
+            center = None if scan.mesh_file is None else mesh_center(scan.mesh_file.parent)
             reason = f"no {scene.scene_id}_vh_clean_2.ply"
             alignment = None if center is None else scan.axis_alignment
         except UnreadableFileError as error:

@@ -22,14 +22,14 @@ from .arkitscenes_writer import metadata_csv, video_id, write_arkitscenes
 from .layout import Scene, sample_labels, sample_scene
 from .questions import SCANQA_SHARES, Balance, Candidate, picture_turns, scanqa_candidates
 from .roomplan_writer import captured_room
-from .scannet_writer import jpeg, write_scan
+from .scannet_writer import jpeg, write_frames_25k, write_padded_scan, write_scan
 from .sens_writer import write_sens
 from .situations import SQA3D_SHARES, sqa3d_candidates
 from .writers import FIRST_SQA3D_ID, instruct_item, scanqa_items, sqa3d_items, write_json, write_preview
 
 
 SPLITS = ("train", "val", "test")
-FORMATS = ("scannet", "sens", "arkitscenes", "arkitscenes_raw", "roomplan")
+FORMATS = ("scannet", "scannet_25k", "scannet_padded", "sens", "arkitscenes", "arkitscenes_raw", "roomplan")
 VALIDATION_SHARE, TEST_SHARE = 0.05, 0.1
 HELD_OUT_SCENES = 240
 SCANQA_PER_SCENE, SQA3D_PER_SCENE = 12, 5
@@ -255,10 +255,15 @@ def sky_direction(settings: Settings, index: int) -> str:
 def _make_room(settings: Settings, folder: Path, numbered_split: tuple[int, str]) -> Room:
     index, split = numbered_split
     scene = build_scene(settings, index)
-    if "scannet" in settings.formats:
-        write_scan(folder / "scannet" / scene_name(index), scene)
-    if "sens" in settings.formats:
-        write_sens(folder / "sens" / scene_name(index), scene)
+    scannet = {
+        "scannet": write_scan,
+        "scannet_25k": write_frames_25k,
+        "scannet_padded": write_padded_scan,
+        "sens": write_sens,
+    }
+    for name, write in scannet.items():
+        if name in settings.formats:
+            write(folder / name / scene_name(index), scene)
     for name, layout in (("arkitscenes", "3dod"), ("arkitscenes_raw", "raw")):
         if name in settings.formats:
             scan = folder / "arkitscenes" / layout / ("Training" if split == "train" else "Validation")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a room as a ScanNet frame dump; see `data_scripts.scannet` for the format."""
+"""Writes a room as a ScanNet frame dump, in each layout that is about; see `data_scripts.scannet` for the format."""
 
 import io
 from pathlib import Path
@@ -24,21 +24,52 @@ def jpeg(rgb: np.ndarray) -> bytes:
 
 
 def write_scan(folder: Path, scene: Scene) -> None:
-    """Writes a ScanNet frame dump of the scene, `folder` bearing the scene's name."""
-    for name in ("color", "depth", "pose", "intrinsic"):
-        (folder / name).mkdir(parents=True)
-    for view in range(len(scene.poses)):
-        frame = view * FRAME_STEP
-        (folder / "color" / f"{frame}.jpg").write_bytes(jpeg(scene.rgb[view]))
-        PIL.Image.fromarray(scene.depth[view]).save(folder / "depth" / f"{frame}.png", compress_level=3)
-        camera_to_raw = np.linalg.inv(scene.poses[view] @ scene.alignment)
-        (folder / "pose" / f"{frame}.txt").write_text(_matrix(camera_to_raw))
-    camera = np.eye(4)
-    camera[:3, :3] = scene.camera
+    """Writes a ScanNet frame dump of the scene, as SensReader does, `folder` bearing the scene's name."""
+    _write_frames(folder, scene, [str(view * FRAME_STEP) for view in range(len(scene.poses))])
+    (folder / "intrinsic").mkdir()
     for name in ("color", "depth"):
-        (folder / "intrinsic" / f"intrinsic_{name}.txt").write_text(_matrix(camera))
+        (folder / "intrinsic" / f"intrinsic_{name}.txt").write_text(_camera(scene))
     write_description(folder, scene)
     write_mesh(folder / f"{folder.name}_vh_clean_2.ply", scene)
+
+
+def write_padded_scan(folder: Path, scene: Scene) -> None:
+    """The same with frame numbers of six digits and the intrinsics once per frame."""
+    names = [f"{view * FRAME_STEP:06d}" for view in range(len(scene.poses))]
+    _write_frames(folder, scene, names)
+    (folder / "intrinsic").mkdir()
+    for name in names:
+        (folder / "intrinsic" / f"{name}.txt").write_text(_camera(scene))
+    write_description(folder, scene)
+    write_mesh(folder / f"{folder.name}_vh_clean_2.ply", scene)
+
+
+def write_frames_25k(folder: Path, scene: Scene) -> None:
+    """Writes the scene as `scannet_frames_25k` has it: every hundredth frame, with labels, and neither description nor mesh."""
+    names = [f"{view * 100:06d}" for view in range(len(scene.poses))]
+    _write_frames(folder, scene, names)
+    for kind in ("label", "instance"):  # here both are the number of the object, 0 where there is none
+        (folder / kind).mkdir()
+        for name, ids in zip(names, scene.ids, strict=True):
+            PIL.Image.fromarray((ids + 1).clip(0).astype(np.uint8)).save(folder / kind / f"{name}.png")
+    for name in ("color", "depth"):
+        (folder / f"intrinsics_{name}.txt").write_text(_camera(scene))
+
+
+def _write_frames(folder: Path, scene: Scene, names: list[str]) -> None:
+    for kind in ("color", "depth", "pose"):
+        (folder / kind).mkdir(parents=True)
+    for view, name in enumerate(names):
+        (folder / "color" / f"{name}.jpg").write_bytes(jpeg(scene.rgb[view]))
+        PIL.Image.fromarray(scene.depth[view]).save(folder / "depth" / f"{name}.png", compress_level=3)
+        camera_to_raw = np.linalg.inv(scene.poses[view] @ scene.alignment)
+        (folder / "pose" / f"{name}.txt").write_text(_matrix(camera_to_raw))
+
+
+def _camera(scene: Scene) -> str:
+    camera = np.eye(4)
+    camera[:3, :3] = scene.camera
+    return _matrix(camera)
 
 
 def write_description(folder: Path, scene: Scene) -> None:
@@ -91,4 +122,4 @@ def _matrix(matrix: np.ndarray) -> str:
     return "".join(" ".join(f"{number:.6f}" for number in row) + "\n" for row in matrix)
 
 
-__all__ = ["jpeg", "write_description", "write_mesh", "write_scan"]
+__all__ = ["jpeg", "write_description", "write_frames_25k", "write_mesh", "write_padded_scan", "write_scan"]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Config, Qwen3Model, set_seed
 
-from data_scripts.builders.base import EMPTY_QUESTION, QA_FEATURES, SCENES_FEATURES
+from data_scripts.schema import EMPTY_QUESTION, QA_FEATURES, SCENES_FEATURES
 from modeling_vggt_qwen3 import VggtConfig, VggtModel, VggtQwen3Config, VggtQwen3ForConditionalGeneration
 from modeling_vggt_qwen3.convert_vggt_qwen3_to_hf import create_processor, create_tiny_tokenizer
 

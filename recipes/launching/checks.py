@@ -7,41 +7,57 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
-from huggingface_hub import file_exists
-from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub import file_exists, is_offline_mode
+from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from data_scripts.schema import missing_columns
 from modeling_vggt_qwen3 import VggtQwen3Config
 from modeling_vggt_qwen3.convert_inputs import WeightFiles
 from recipes import top_file
 from recipes.training.arguments import check_checkpoint_for
+from recipes.training.inputs import CONVERT, missing_checkpoint, missing_dataset
 
-from .data_size import parquet_files
+from .data_size import NotPreparedError, files_of_splits, parquet_files
 from .settings import data_arguments
 from .shapes import local_config, read_shapes
 
 
 CONSTRAINTS, SETUP = top_file("constraints.txt"), top_file("setup.py")
 DISTRIBUTION = "vggt-qwen3"
-COLUMNS = {"scenes": {"scene_id", "images", "geometry"}, "qa": {"scene_id", "question", "answers"}}
+UNREACHABLE = "the Hub cannot be asked"
 
 
 def check_data(settings: Namespace) -> list[str]:
-    """Every file of every split of every dataset: there, whole, with the columns and with rows; no scene in two splits."""
-    problems = []
+    """
+    Every file of every split of every dataset: there, whole, with the columns that training reads and with rows; questions of
+    scenes that are there, in training with answers; no scene in two splits.
+    """
+    paths, problems = find_datasets(settings.dataset_paths)
     scenes: dict[str, dict[str, str]] = {}  # split: {scene: dataset}
-    for path in settings.dataset_paths:
+    for path in paths:
         for split in dict.fromkeys((settings.train_split, settings.eval_split)):
+            known = None
             for config in ("scenes", "qa"):
                 try:
-                    found = read_scene_ids(path, config, split)
+                    found = read_scene_ids(path, config, split, answered=split == settings.train_split)
                 except ValueError as error:
-                    problems.append(f"Data: {error}")
+                    if f"Data: {error}" not in problems:  # some are of all splits
+                        problems.append(f"Data: {error}")
+                    if isinstance(error, NotPreparedError):
+                        break
                     continue
                 if config == "scenes":
+                    known = set(found)
                     scenes.setdefault(split, {}).update(dict.fromkeys(found, path))
+                elif known is not None and (strange := set(found) - known):
+                    problems.append(
+                        f"Data: {path} asks in the split {split} of 'qa' about {len(strange)} scenes that 'scenes' does not "
+                        f"have ({min(strange)}). Prepare it again."
+                    )
     train, other = scenes.get(settings.train_split, {}), scenes.get(settings.eval_split, {})
     shared = sorted(train.keys() & other.keys())
     if shared:
@@ -56,47 +72,83 @@ def check_data(settings: Namespace) -> list[str]:
     return problems
 
 
-def read_scene_ids(path: str, config: str, split: str) -> list[str]:
+def find_datasets(paths: list[str]) -> tuple[list[str], list[str]]:
+    """Those of `paths` that are folders or may be on the Hub (offline: in its cache), and what is wrong with the others."""
+    found, problems, reason = [], [], None
+    for path in paths:
+        if missing := missing_dataset(path):
+            problems.append(f"Data: {missing}")
+            continue
+        # Asked before `datasets` asks, which goes on for minutes without a network. Offline it looks into its cache at once.
+        if not Path(path).is_dir() and not is_offline_mode():
+            if not (reason or "").startswith(UNREACHABLE):
+                reason = why_not_on_hub(path, "dataset")
+            if reason is not None:
+                problems.append(f"Data: there is no folder {path}, and {reason}. Give other --dataset_paths.")
+                continue
+        found.append(path)
+    return found, problems
+
+
+def read_scene_ids(path: str, config: str, split: str, answered: bool = False) -> list[str]:
     """
     The column `scene_id` of a split of a prepared repository; on the Hub only the card is read, and nothing returned.
 
     Raises:
-        ValueError: naming the file, if one is missing, cut short, empty or without a column.
+        ValueError: naming the file, if one is missing, cut short, empty or without a column, or one split has columns that the first has not;
+            with `answered`, if a question has no answer.
     """
-    files, scene_ids = parquet_files(path, config, split), []
+    files, scene_ids, columns = parquet_files(path, config, split), [], None
     if not Path(path).is_dir():
         return scene_ids
     for file in files:
         try:
             with pyarrow.parquet.ParquetFile(file) as opened:
-                missing = COLUMNS[config] - set(opened.schema_arrow.names)
-                if missing:
-                    raise ValueError(f"{file} has no column {', '.join(sorted(missing))}. Prepare it again.")
+                if missing := missing_columns(config, opened.schema_arrow.names):
+                    raise ValueError(f"{file} has no column {', '.join(missing)}. Prepare it again.")
+                if config == "qa" and answered:
+                    check_answers(file, opened)
                 scene_ids += opened.read(columns=["scene_id"])["scene_id"].to_pylist()
         except (OSError, pyarrow.ArrowException) as error:
             raise ValueError(f"{file} is cut short or damaged ({error}). Prepare it again.") from error
+    # `datasets` reads all splits when one is asked for, and takes the columns of the first file for those of all.
+    all_files = [file for others in files_of_splits(path, config).values() for file in others]
+    for file in all_files:
+        try:
+            names = pyarrow.parquet.read_schema(file).names
+        except (OSError, pyarrow.ArrowException) as error:
+            raise ValueError(f"{file} is cut short or damaged ({error}). Prepare it again.") from error
+        columns = names if columns is None else columns
+        if more := sorted({*names} - {*columns}):
+            raise ValueError(f"{file} has columns that {all_files[0]} has not ({', '.join(more)}). Prepare it again.")
     if not scene_ids:
         raise ValueError(f"{path} has no rows in the split {split!r} of {config!r}.")
     return scene_ids
+
+
+def check_answers(file: str, opened: pyarrow.parquet.ParquetFile):
+    """Raises ValueError if a question has no answer to train on, naming it."""
+    table = opened.read(columns=["question_id", "answers"])
+    counts = pyarrow.compute.fill_null(pyarrow.compute.list_value_length(table["answers"]), 0)
+    empty = table["question_id"].filter(pyarrow.compute.equal(counts, 0))
+    if len(empty):
+        raise ValueError(
+            f"{file} has {len(empty)} questions without an answer to train on (the first is {empty[0].as_py()}). Take "
+            "another --train_split."
+        )
 
 
 def check_weights(name: str) -> list[str]:
     """A checkpoint's files: there, whole, and agreeing with their index. Of a repository of the Hub, that it exists."""
     folder = Path(name)
     if not folder.is_dir():
-        if local_config(name) is not None:
+        if missing := missing_checkpoint(name):
+            return [f"Weights: {missing}"]
+        if local_config(name) is not None or (reason := why_not_on_hub(name, "model")) is None:
             return []
-        try:
-            if file_exists(name, "config.json"):
-                return []
-            reason = "the Hub has no such model"
-        except HFValidationError:
-            reason = "it is no name of a repository of the Hub either"
-        except (OSError, OfflineModeIsEnabled) as error:
-            reason = f"the Hub cannot be asked ({type(error).__name__})"
         return [
-            f"Weights: there is no folder {name}, and {reason}. Train the stage before, or make a checkpoint with "
-            "python -m modeling_vggt_qwen3.convert_vggt_qwen3_to_hf."
+            f"Weights: there is no folder {name}, and {reason}. Give another --model_name_or_path, or make a checkpoint "
+            f"with {CONVERT}."
         ]
     problems = []
     if not (folder / "config.json").is_file():
@@ -114,6 +166,23 @@ def check_weights(name: str) -> list[str]:
     if not any(key.startswith("model.projector.") for key in files.tensors):
         problems.append(f"Weights: {folder} holds no projector; it is no checkpoint of VGGT-Qwen3.")
     return problems
+
+
+def why_not_on_hub(name: str, repo_type: str) -> str | None:
+    """Why a repository of the Hub cannot be used, in words; None if it is there. Asks once, and waits ten seconds at most."""
+    try:
+        if file_exists(name, "README.md" if repo_type == "dataset" else "config.json", repo_type=repo_type):
+            return None
+        return f"the Hub has no such {repo_type} (a private one needs hf auth login)"
+    except HFValidationError:
+        return "it is no name of a repository of the Hub either"
+    except OfflineModeIsEnabled:
+        return "the Hub is not asked (HF_HUB_OFFLINE is set), and its cache does not have it"
+    except GatedRepoError:
+        return "on the Hub it is gated: accept its terms on its page, and hf auth login"
+    except (OSError, HTTPError) as error:  # those of httpx are no OSError
+        words = (str(error).strip() or "no answer").splitlines()[0]
+        return f"{UNREACHABLE} ({type(error).__name__}: {words}); with HF_HUB_OFFLINE=1 its cache alone is looked at"
 
 
 def requirements(extra: str = "train") -> list[Requirement]:

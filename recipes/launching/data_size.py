@@ -60,23 +60,32 @@ class DataSize:
     origin: str
 
 
-def parquet_files(path: str, config: str, split: str) -> list[str]:
+class NotPreparedError(ValueError):
+    """A folder or a dataset of the Hub that data_scripts.prepare has not made."""
+
+
+def files_of_splits(path: str, config: str) -> dict[str, list[str]]:
     """
-    The Parquet files of a split of a prepared repository. No table is made, nothing but the card is read.
+    The Parquet files of each split of a prepared repository. No table is made, nothing but the card is read.
 
     Raises:
-        ValueError: if `path` is no prepared repository, or has no such config or split.
+        NotPreparedError: if `path` is no prepared repository, or has no such config.
     """
     try:
         builder = datasets.load_dataset_builder(path, config)
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise ValueError(
+        raise NotPreparedError(
             f"{path} is not a prepared repository with a config {config!r} (made by data_scripts.prepare): {error}"
         ) from error
-    files = {str(name): found for name, found in (builder.config.data_files or {}).items()}
+    return {str(name): list(map(str, found)) for name, found in (builder.config.data_files or {}).items()}
+
+
+def parquet_files(path: str, config: str, split: str) -> list[str]:
+    """The files of one split; raises as `files_of_splits`, and ValueError if there is no such split."""
+    files = files_of_splits(path, config)
     if split not in files:
         raise ValueError(f"{path} has no split {split!r} of {config!r}; it has {', '.join(files) or 'none'}.")
-    return [str(file) for file in files[split]]
+    return files[split]
 
 
 def measure(path: str, settings: Namespace) -> DataSize | None:
@@ -173,4 +182,4 @@ def first_scene(path: str, split: str) -> tuple[int, tuple[int, int]]:
     raise ValueError(f"{path} has no scenes in the split {split!r}.")
 
 
-__all__ = ["DataSize", "measure", "parquet_files"]
+__all__ = ["DataSize", "NotPreparedError", "files_of_splits", "measure", "parquet_files"]

@@ -191,6 +191,11 @@ def evaluation_table(evaluation: Evaluation) -> str:
             f" Prompt style `{metrics['prompt_style']}`. Percent; protocols are the ways in use of matching answers, and `{EM}` "
             "is exact match."
         )
+    if evaluation.title.startswith("ScanQA") and metrics["split"] == "val":
+        about += (
+            " The server that scored ScanQA's test splits closed in February 2026, so this is `val`, on which the recipes also "
+            "pick the best checkpoint."
+        )
     if BLIND in baselines:
         about += " The blind model never saw an image: only what is above its score comes from the pictures."
     else:

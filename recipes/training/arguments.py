@@ -22,8 +22,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from modeling_vggt_qwen3 import VggtQwen3Config
 from modeling_vggt_qwen3.configuration_vggt_qwen3 import PACKING_ATTENTION
 
+from .inputs import CONFIGS
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+
 LOSSES = ("language", "action_json", "geometry_consistency", "pointing")
 
 

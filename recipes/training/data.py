@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from data_scripts.schema import missing_columns
 from modeling_vggt_qwen3 import VggtQwen3ImageProcessorPil
 
 from .store import FeatureStore, StoreEntry
@@ -19,9 +20,6 @@ from .store import FeatureStore, StoreEntry
 
 # Batches that are sorted by length together: enough for little padding, few enough for a random order.
 GROUPED_BATCHES = 16
-# What is read of a prepared repository.
-SCENE_COLUMNS = ("scene_id", "images", "geometry")
-QUESTION_COLUMNS = ("scene_id", "question_id", "question", "situation", "answers", "task", "action")
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,14 @@ class SceneDataset:
         try:
             scenes = datasets.load_dataset(path, "scenes", split=split)
             self.qa = datasets.load_dataset(path, "qa", split=split)
-        except (FileNotFoundError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        except (FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
+            # Of splits whose columns differ the cause says which.
+            reason = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
             raise ValueError(
-                f"{path} is not a prepared dataset with a split {split!r} (made by data_scripts.prepare): {error}"
+                f"{path} is not a prepared dataset with a split {split!r} (made by data_scripts.prepare): {reason}"
             ) from error
-        for name, table, columns in (("scenes", scenes, SCENE_COLUMNS), ("qa", self.qa, QUESTION_COLUMNS)):
-            if missing := [column for column in columns if column not in table.column_names]:
+        for name, table in (("scenes", scenes), ("qa", self.qa)):
+            if missing := missing_columns(name, table.column_names):
                 raise ValueError(f"{path}, {name}, split {split}: no column {', '.join(missing)}; prepare it again.")
         # Decoding is left to `views`, which needs to decode only the views that are used.
         self.scenes = scenes.cast_column("images", datasets.List(datasets.Image(decode=False)))

@@ -17,10 +17,12 @@ RUN_CONFIG = "run_config.yaml"
 # What does not change the weights that come out, or may be another path to the same files.
 FREE = {
     "attn_implementation",
+    "compile_layers",
     "eval_questions",
     "eval_split",
     "feature_store",
     "global_batch_size",  # compared as what is in force, whoever set it
+    "loss_chunk_size",
     "max_new_tokens",
     "vision_attn_implementation",
 }

@@ -204,8 +204,8 @@ def load_for_training(
     dtype: torch.dtype | None = None,
 ) -> VggtQwen3ForConditionalGeneration:
     """
-    Loads the checkpoint to start from, in `dtype` or, by default, its own. With `numbers_from: head` one without an anchor head gets a new, random one, and
-    `processor` the token `<|anchor|>`. Raises ValueError as [`load_model`].
+    Loads the checkpoint to start from, in `dtype` or, by default, its own. With `numbers_from: head` one without an anchor
+    head gets a new, random one, and `processor` the token `<|anchor|>`. Raises ValueError as [`load_model`].
     """
     config = VggtQwen3Config.from_pretrained(path)
     new_head = arguments.numbers_from == "head" and not config.anchor_hidden_size
