@@ -27,7 +27,7 @@ INSTALL_REQUIRES = [
 
 # `recipes/cli.py` says which command needs which.
 EXTRAS_REQUIRE = {
-    "data": ["datasets>=4.8,<6", "plyfile>=1.1", "pyarrow>=21.0", "tqdm>=4.67.1"],
+    "data": ["datasets>=4.8,<6", "plyfile>=1.1", "pyarrow>=21.0", "pyyaml>=6.0.2", "tqdm>=4.67.1"],
     "train": [
         "vggt-qwen3[data]",
         "accelerate>=1.12,<2",
@@ -35,7 +35,6 @@ EXTRAS_REQUIRE = {
         "packaging>=25.0",
         "peft>=0.20,<1",
         "psutil>=7.0",
-        "pyyaml>=6.0.2",
         "tensorboard>=2.20",
     ],
     "eval": [
@@ -45,7 +44,6 @@ EXTRAS_REQUIRE = {
         "matplotlib>=3.10",
         "peft>=0.20,<1",
         "psutil>=7.0",
-        "pyyaml>=6.0.2",
         "scipy>=1.15",
     ],
     "actions": ["xgrammar>=0.2.8"],

@@ -7,8 +7,8 @@
         --annotations v1_balanced_questions_train_scannetv2.json v1_balanced_sqa_annotations_train_scannetv2.json
     python -m data_scripts.prepare arkit_actions --arkitscenes-root ARKitScenes --roomplan-root exports \\
         --output prepared/actions
-    python -m data_scripts.prepare instruct --image-root images --output prepared/instruct \\
-        --annotations llava_instruct_150k.json --image-size 672
+    python -m data_scripts.prepare instruct --output prepared/instruct --val-share 0.01 --image-size 672 \\
+        --source llava=llava_v1_5_mix665k.json,images --source chartqa=ChartQA/data
     python -m data_scripts.prepare records --records train.jsonl val.jsonl --image-root images --output prepared/records
 
 Exit status: 0 prepared (or prepared before), 1 writing or uploading failed, 2 the input (or where to upload to) cannot be used, 130 interrupted: the
@@ -20,18 +20,20 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from datasets import disable_progress_bars
 from huggingface_hub import HfApi
 
 from .builders import BUILDERS
-from .builders.annotations import InputError
+from .builders.annotations import Annotations, InputError
 from .builders.base import ACTIONS, Options, PreparationBuilder, Sources
-from .builders.repo import MANIFEST, Preparation, PreparationError, origin_of, prepare_repo
+from .builders.instruct import Instruct
+from .builders.repo import MANIFEST, Preparation, PreparationError, origin_of, prepare_repo, read_annotations
 from .card import THIS_REPO
 from .hub import UploadError, check_names, check_repo, check_token, upload
+from .instruct_sources import check_sources, parse_sources
 from .licences import Origin
 from .scannet import scan_roots
 from .views import VIEW_SELECTIONS, UnreadableFileError
@@ -65,12 +67,26 @@ def build_parser() -> argparse.ArgumentParser:
             "help": "make larger pictures so long, in pixels (default: store the files)",
         },
         "actions": {"nargs": "+", "choices": ACTIONS, "help": "which actions to ask for"},
+        "val_share": {
+            "type": _share,
+            "help": "of data without a split val: make one of such a share of the pictures, with all their questions",
+        },
     }
     for name, builder_class in BUILDERS.items():
         command = datasets.add_parser(name, help=builder_class.TITLE)
         for source in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES):
             required = source in builder_class.SOURCES
             command.add_argument(_flag(source), type=Path, required=required, **sources[source])
+        if builder_class is Instruct:
+            command.add_argument(
+                "--source",
+                action="append",
+                default=[],
+                metavar="NAME=FILE,...,ROOT",
+                help="files and the folder from which their pictures' paths start (none for Parquet files); may come again: "
+                "each becomes the repo NAME in --output",
+            )
+            command.add_argument("--sources", type=Path, metavar="YAML", help="the same, as a file")
         for option in builder_class.OPTIONS:
             default = (asdict(Options()) | builder_class.DEFAULTS)[option]
             shown = " ".join(default) if isinstance(default, tuple) else default
@@ -79,7 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(_flag(option), default=default, **arguments)
         command.add_argument("--output", type=Path, required=True, help="the repo to make")
         command.add_argument("--workers", type=_positive, default=1, help="processes that read scenes")
-        command.add_argument("--strict", action="store_true", help="stop at the first scene that cannot be used")
+        command.add_argument(
+            "--strict", action="store_true", help="stop at the first scene or record that cannot be used"
+        )
         command.add_argument(
             "--allow-missing",
             action="store_true",
@@ -111,21 +129,86 @@ def main(argv: list[str] | None = None) -> int:
     )
     api = HfApi()
     try:
-        private = _check_push(api, args, origin_of(builder_class, sources)) if args.push_to_hub else None
+        jobs = _jobs(args, builder_class, sources, options)
+        private = _check_push(api, args, origin_of(builder_class, jobs[0].sources)) if args.push_to_hub else None
     except (InputError, UploadError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     disable_progress_bars()  # of the writing, which is short; the reading has its own
+    for job in jobs:
+        status = _run(job, args, builder_class, options)
+        if status:
+            return status
+    if args.push_to_hub:
+        output = jobs[0].output
+        try:
+            url, changed = _push(api, args.push_to_hub, output, private, args.tag)
+        except UploadError as error:
+            print(f"error: {output} is prepared but was not uploaded. {error}", file=sys.stderr)
+            return 1
+        print(f"{'uploaded' if changed else 'already uploaded'}: {url} (tag {args.tag})")
+    return 0
+
+
+@dataclass
+class _Job:
+    """A repo to make. `annotations`: where they were read before."""
+
+    sources: Sources
+    output: Path
+    command: str
+    annotations: Annotations | None = None
+
+
+def _jobs(
+    args: argparse.Namespace, builder_class: type[PreparationBuilder], sources: Sources, options: Options
+) -> list[_Job]:
+    """What the command asks for: one repo in --output, or of `instruct` one per --source; raises `InputError`."""
+    if builder_class is not Instruct or not (args.source or args.sources):
+        if builder_class is Instruct and not sources.annotations:
+            raise InputError("say what to read: --source NAME=FILE,ROOT, or --annotations and --image-root")
+        return [_Job(sources, args.output, _published_command(args, builder_class, sources, options))]
+    if sources.annotations or sources.image_root:
+        raise InputError("--annotations and --image-root do not go with --source, which has both")
+    named = parse_sources(args.source, args.sources)
+    if args.push_to_hub and len(named) > 1:
+        raise InputError(
+            f"--push-to-hub {args.push_to_hub} is one repo, and {', '.join(named)} become several: upload one at a time"
+        )
+    if (args.output / MANIFEST).is_file():
+        raise InputError(
+            f"{args.output}: is a prepared repo, and --source makes folders in it; choose another --output"
+        )
+    annotations = {
+        name: read_annotations(builder_class, some, options, args.strict, args.allow_missing)
+        for name, some in named.items()
+    }
+    for note in check_sources(named, annotations):
+        print(f"note: {note}")
+    return [
+        _Job(
+            some,
+            args.output / name,
+            _published_command(args, builder_class, some, options, name),
+            annotations[name],
+        )
+        for name, some in named.items()
+    ]
+
+
+def _run(job: _Job, args: argparse.Namespace, builder_class: type[PreparationBuilder], options: Options) -> int:
+    """Makes a repo and says what came out; returns the exit status."""
     try:
         preparation = prepare_repo(
             builder_class,
-            sources,
+            job.sources,
             options,
-            output=Path(os.path.abspath(args.output)),
-            command=_published_command(args, builder_class, sources, options),
+            output=Path(os.path.abspath(job.output)),
+            command=job.command,
             workers=args.workers,
             strict=args.strict,
             allow_missing=args.allow_missing,
+            annotations=job.annotations,
         )
     except (InputError, UnreadableFileError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -134,29 +217,32 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted: {args.output} was not written; the same command goes on from here", file=sys.stderr)
+        print(f"interrupted: {job.output} was not written; the same command goes on from here", file=sys.stderr)
         return 130
-    _report(preparation, args.output)
-    if args.push_to_hub:
-        try:
-            url, changed = _push(api, args.push_to_hub, args.output, private, args.tag)
-        except UploadError as error:
-            print(f"error: {args.output} is prepared but was not uploaded. {error}", file=sys.stderr)
-            return 1
-        print(f"{'uploaded' if changed else 'already uploaded'}: {url} (tag {args.tag})")
+    _report(preparation, job.output)
     return 0
 
 
 def _published_command(
-    args: argparse.Namespace, builder_class: type[PreparationBuilder], sources: Sources, options: Options
+    args: argparse.Namespace,
+    builder_class: type[PreparationBuilder],
+    sources: Sources,
+    options: Options,
+    source: str | None = None,
 ) -> str:
-    """The command without the folders: the card is published, and they say nothing to others."""
+    """The command without the folders: the card is published, and they say nothing to others. Of several sources, `source`."""
     words = [f"python -m data_scripts.prepare {args.dataset}"]
-    for name in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES):
-        value = getattr(sources, name)
-        if value:
-            paths = value if isinstance(value, tuple) else (value.resolve(),)  # "." has no name
-            words += [_flag(name), *(path.name for path in paths)]
+    given = {name: getattr(sources, name) for name in (*builder_class.SOURCES, *builder_class.OPTIONAL_SOURCES)}
+    paths = {
+        name: [path.name for path in value] if isinstance(value, tuple) else [value.resolve().name]
+        for name, value in given.items()
+        if value
+    }
+    if source is not None:
+        words += ["--source", f"{source}={','.join(name for names in paths.values() for name in names)}"]
+    else:
+        for name, names in paths.items():
+            words += [_flag(name), *names]
     words += ["--output", args.output.resolve().name]
     for name in builder_class.OPTIONS:
         value = getattr(options, name)
@@ -204,6 +290,13 @@ def _report(preparation: Preparation, output: Path) -> None:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number
 
 
 def _positive(text: str) -> int:

@@ -64,6 +64,15 @@ def read_picture(path: Path) -> tuple[bytes, tuple[int, int]]:
         UnreadableFileError: the file is missing, is no picture, or is cut short.
     """
     content = read_bytes(path)
+    return content, picture_size(content, path)
+
+
+def picture_size(content: bytes, where: str | Path) -> tuple[int, int]:
+    """(width, height) in pixels of an encoded picture, after making sure that all of it decodes.
+
+    Raises:
+        UnreadableFileError: it is no picture, or is cut short; the error names `where`.
+    """
     try:
         with PIL.Image.open(io.BytesIO(content)) as picture:
             size = picture.size
@@ -72,8 +81,8 @@ def read_picture(path: Path) -> tuple[bytes, tuple[int, int]]:
             picture.draft(picture.mode, (size[0] // 8, size[1] // 8))
             picture.load()
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for a broken file
-        raise UnreadableFileError(path, f"not a readable picture ({describe_decoding_error(error)})") from None
-    return content, size
+        raise UnreadableFileError(where, f"not a readable picture ({describe_decoding_error(error)})") from None
+    return size
 
 
 def describe_decoding_error(error: Exception) -> str:
@@ -292,6 +301,7 @@ __all__ = [
     "central",
     "describe_decoding_error",
     "picture_fault",
+    "picture_size",
     "read_bytes",
     "read_picture",
     "select_coverage",

@@ -42,7 +42,7 @@ RUN = {
     "pip install": ["--dry-run", "--no-index", "--no-build-isolation"],
     "python -m data_scripts.rooms": ["--scenes", "3", "--views", "2", "--image-size", "28"],
     "python -m data_scripts.download_arkitscenes": ["--base-url", MIRROR, "--list-url", MIRROR],
-    "python -m data_scripts.prepare instruct": [],
+    "python -m data_scripts.prepare instruct": ["--workers", "1"],
     "python -m data_scripts.prepare scanqa": ["--workers", "1"],
     "python -m data_scripts.prepare sqa3d": ["--workers", "1"],
     "python -m data_scripts.prepare arkit_actions": ["--workers", "1"],

@@ -24,6 +24,14 @@ import psutil
 from docs_commands import BEFORE_SCRIPT, MIRROR, ROOT, RUN, WORDS, entry_of, shell_text
 from docs_releases import put_qwen3, put_vggt, write_arkitscenes_mirror
 from hub_server import HubServer
+from stage1_releases import (
+    write_chartqa,
+    write_chartqa_tables,
+    write_docvqa,
+    write_docvqa_tables,
+    write_llava,
+    write_sharegpt4v,
+)
 from test_docs_figures import write_demo
 
 
@@ -180,6 +188,12 @@ class World:
         (folder / "images").symlink_to(rooms / "instruct")
         for split in ("train", "val"):
             shutil.copy(rooms / "instruct" / f"instruct_{split}.json", folder / f"llava_{split}.json")
+        write_llava(folder, absent=True)  # beside them in images
+        write_sharegpt4v(folder, absent=True)
+        write_docvqa(folder)
+        write_chartqa(folder)
+        write_docvqa_tables(folder)
+        write_chartqa_tables(folder)
         self.write_records()
         self.write_answers()
         photos = sorted((rooms / "scannet" / "scene0000_00" / "color").iterdir())

@@ -149,8 +149,8 @@ def test_damaged_data_is_named(repo, checkpoint, tmp_path):
     file.write_bytes(file.read_bytes()[:-40])
     settings = read_settings("stage2", recipe(checkpoint, broken, tmp_path, "--eval_split", "test"))
     problems = check_data(settings)
-    assert len(problems) == 3
-    assert f"{file} is cut short or damaged" in problems[0] and "no split 'test'" in problems[1]
+    assert len(problems) == 2
+    assert "no split 'test'" in problems[0] and f"{file} is cut short or damaged" in problems[1]
     settings = read_settings("stage2", recipe(checkpoint, repo, tmp_path, "--eval_split", "train"))
     assert "4 scenes are in the split train and in train" in check_data(settings)[0]
     other = write_toy_repo(tmp_path / "toy_launch_other", {"val": 1, "train": 1})
@@ -159,7 +159,7 @@ def test_damaged_data_is_named(repo, checkpoint, tmp_path):
     assert "1 scenes are in the split train and in val (scene0000_00" in check_data(settings)[0]
     (tmp_path / "empty").mkdir()
     settings.dataset_paths = [str(tmp_path / "empty"), str(tmp_path / "nowhere")]
-    empty, nowhere = check_data(settings)
+    nowhere, empty = check_data(settings)  # what is not here at all comes first
     assert "empty is not a prepared repository" in empty and "nowhere is not here: prepare it first" in nowhere
 
 

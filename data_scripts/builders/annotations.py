@@ -48,10 +48,12 @@ class Annotations:
     Attributes:
         scenes: split name to the split's scenes, in the order of their first question.
         notes: what was left out or taken for granted, one line each, for the user.
+        faults: the first record of each file that cannot be used, with what is wrong with it; an error with `--strict`.
     """
 
     scenes: dict[str, list[SceneInput]]
     notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
 
 def qa_row(scene_id: str, question_id: str, question: str, answers: list[str], task: str, **optional) -> dict:

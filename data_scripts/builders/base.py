@@ -59,6 +59,7 @@ class Options:
             geometry) or "none" (nothing but pictures is read).
         image_size: the longer side of the stored pictures, in pixels; larger ones are made smaller. None: as they are.
         actions: which actions are asked for, of `ACTIONS`.
+        val_share: about so much of the scenes of `train` becomes a split `val`; see `builders.val_share`. None: nothing.
     """
 
     num_views: int = 8
@@ -68,6 +69,7 @@ class Options:
     geometry: str = "required"
     image_size: int | None = None
     actions: tuple[str, ...] = ACTIONS
+    val_share: float | None = None
 
 
 @dataclass

@@ -1,39 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about single pictures: LLaVA-Instruct, ShareGPT4V, DocVQA and ChartQA.
+"""Questions about single pictures: LLaVA-Instruct, ShareGPT4V, DocVQA and ChartQA, each as its owners ship it."""
 
-Sources of the formats: https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md (also ShareGPT4V's),
-https://rrc.cvc.uab.es/?ch=17 (DocVQA), https://github.com/vis-nlp/ChartQA.
-"""
-
-import io
+import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import PIL.Image
-import PIL.ImageOps
-
-from ..frames import decode_picture
-from ..views import read_bytes, read_picture
-from .annotations import (
-    Annotations,
-    InputError,
-    SceneInput,
-    check_items,
-    check_rows,
-    group_by_scene,
-    load_json,
-    qa_row,
-    split_of_name,
-)
+from ..views import UnreadableFileError
+from .annotations import Annotations, InputError, SceneInput, describe, load_json, split_of_name
 from .base import Options, PreparationBuilder, PreparedScene, Sources
-from .scans import encode, shrink
-
-
-IMAGE_MARKER = "<image>"
-LLAVA_KEYS = {"id": (str, int), "conversations": list}
-DOCVQA_KEYS = {"questionId": (str, int), "question": str, "image": str}
-CHARTQA_KEYS = {"imgname": str, "query": str, "label": (str, int, float)}
+from .chartqa import CHARTQA_TABLE, read_chartqa, read_chartqa_table
+from .docvqa import DOCVQA_TABLE, read_docvqa, read_docvqa_table
+from .llava import read_llava
+from .parquet_pictures import find_table, read_picture_of_row
+from .picture_questions import LeftOut, PictureQuestion
+from .pictures import read_stored, safe_path, stored
 
 
 class Instruct(PreparationBuilder):
@@ -41,8 +22,8 @@ class Instruct(PreparationBuilder):
     there is no geometry. Every (human, gpt) pair of turns is a question of its own.
 
     `question_id` is "<record id>-<turn>" (DocVQA: the question's id; ChartQA: "<picture>-<number>"). Records that share an
-    id, as LLaVA-Instruct's do when they are about the same picture, are numbered on. With several files for a split, the
-    file's name comes first.
+    id, as LLaVA-Instruct's do when they are about the same picture, are numbered on. With several JSON files for a split,
+    the file's name comes first.
     """
 
     TITLE = "Visual instructions"
@@ -55,149 +36,133 @@ class Instruct(PreparationBuilder):
         "A scene is one picture, `scene_id` its path; there is no geometry. "
         "Each (human, gpt) pair of turns is one row."
     )
-    SOURCES = ("annotations", "image_root")
-    OPTIONS = ("image_size",)
+    SOURCES = ()
+    OPTIONAL_SOURCES = ("annotations", "image_root")  # or --source: see data_scripts.instruct_sources
+    OPTIONS = ("image_size", "val_share")
     SCENES_PER_BATCH = 100
 
     @classmethod
     def read_annotations(cls, sources: Sources) -> Annotations:
         """Reads JSON lists of `{"id", "image", "conversations"}` (LLaVA-Instruct, ShareGPT4V) or of
-        `{"imgname", "query", "label"}` (ChartQA), and `{"data": [{"questionId", "question", "image", "answers"}]}` (DocVQA).
-        A file's split is the last of the words train, val and test in its name, and train if there is none. Records with
-        no picture or with several, and DocVQA's without answers, are left out and counted.
-
-        A picture `documents/a.png` is looked for in the image root and in its folder of the split's name (and there,
-        ChartQA's in `png`), as the official downloads are laid out.
+        `{"imgname", "query", "label"}` (ChartQA), `{"data": [{"questionId", "question", "image", "answers"}]}` (DocVQA), and
+        Parquet files of `lmms-lab/DocVQA` and `HuggingFaceM4/ChartQA`, which hold the pictures.
+        A file's split is the last of the words train, val, validation and test in its name, and train if there is none.
+        Records with no picture or with several, those without answers, and those with a fault are left out and counted.
 
         Raises:
-            InputError: a file is malformed, or turns do not alternate.
+            InputError: a file is malformed or nothing of it can be used, or two files mean different pictures by one name.
         """
-        paths: dict[str, list[Path]] = {}
+        pictures: dict[str, dict[str, list[str]]] = {}  # rows as JSON, see `SceneInput.packed`
+        rows_of: dict[str, tuple[int, int] | None] = {}  # picture to file and row, or None: it is a file
         notes: list[str] = []
-        for path in sources.annotations:
-            paths.setdefault(split_of_name(path, notes), []).append(path)
-        scenes = {}
-        for split, files in paths.items():
-            rows = []
-            for path in files:
-                skipped: Counter = Counter()
-                found = list(_read_file(path, split, sources.image_root, skipped))
-                if not found:
-                    raise InputError(f"{path}: no record has exactly one picture and an answer")
-                if len(files) > 1:
-                    for row in found:
-                        row["question_id"] = f"{path.stem}-{row['question_id']}"
-                rows += found
-                notes += [
-                    f"{path.name}: {count} records with {what} skipped" for what, count in sorted(skipped.items())
-                ]
-            scenes[split] = group_by_scene(rows)
-        return Annotations(scenes, notes)
+        faults: list[str] = []
+        splits = [split_of_name(path, notes) for path in sources.annotations]
+        json_files = Counter(split for split, path in zip(splits, sources.annotations) if not is_table(path))
+        numbers: dict[str, Counter] = {split: Counter() for split in splits}
+        first_file: dict[str, int] = {}
+        for file, (path, split) in enumerate(zip(sources.annotations, splits)):
+            left_out, found = LeftOut(path), pictures.setdefault(split, {})
+            any_there = False
+            for question in _read_file(path, split, sources.image_root, left_out, numbers[split]):
+                any_there, row = True, question.row
+                picture = row["scene_id"]
+                place = None if question.table_row is None else (file, question.table_row)
+                before = rows_of.setdefault(picture, place)
+                first = first_file.setdefault(picture, file)
+                if (before is None) != (place is None):
+                    raise InputError(
+                        f"the picture {picture} is named in {sources.annotations[first]} and in {path}, of which one holds its "
+                        "pictures and the other names files: give one of them"
+                    )
+                if json_files[split] > 1 and place is None:
+                    row["question_id"] = f"{path.stem}-{row['question_id']}"
+                found.setdefault(picture, []).append(json.dumps(row))
+            fault = left_out.first_fault()
+            if not any_there:
+                raise InputError(
+                    fault or f"{path}: no record has exactly one picture and an answer; {'; '.join(left_out.notes())}"
+                )
+            faults += [fault] if fault else []
+            notes += left_out.notes()
+        scenes = {
+            split: [
+                SceneInput(
+                    picture, f"[{', '.join(rows)}]", None if rows_of[picture] is None else list(rows_of[picture])
+                )
+                for picture, rows in found.items()
+            ]
+            for split, found in pictures.items()
+        }
+        return Annotations(scenes, notes + _shared_charts(rows_of), faults)
 
     @classmethod
     def scene_files(cls, sources: Sources, scene: SceneInput) -> Iterator[Path]:
+        if scene.details is not None:
+            yield sources.annotations[scene.details[0]]
+            return
         path = sources.image_root / scene.scene_id
         if path.is_file():
             yield path
 
     @classmethod
     def read_scene(cls, sources: Sources, options: Options, scene: SceneInput) -> PreparedScene:
-        content = read_stored(sources.image_root / scene.scene_id, options.image_size)[0]
+        if scene.details is None:
+            content = read_stored(sources.image_root / scene.scene_id, options.image_size)[0]
+        else:
+            file, row = scene.details
+            path = sources.annotations[file]
+            content = read_picture_of_row(path, row)
+            if content is None:
+                raise UnreadableFileError(path, f"row {row}: 'image' is empty")
+            try:
+                content = stored(content, path, options.image_size)[0]
+            except UnreadableFileError as error:
+                raise UnreadableFileError(path, f"row {row}: {error.reason}") from None
         return PreparedScene([content], ["0"], None, scene.questions)
 
 
-def read_stored(path: Path, image_size: int | None) -> tuple[bytes, tuple[int, int], tuple[int, int]]:
-    """A picture file as it is stored: its own bytes unless it has to be made smaller.
-
-    Returns:
-        the encoded picture, and (width, height) of the file's picture and of that one.
-
-    Raises:
-        UnreadableFileError: it is missing, no picture, or cut short.
-    """
-    content, size = read_picture(path)
-    if image_size is None or max(size) <= image_size:
-        return content, size, size
-    content = read_bytes(path)
-    decode_picture(content, path)  # raises if its pixels do not decode
-    with PIL.Image.open(io.BytesIO(content)) as picture:
-        upright = PIL.ImageOps.exif_transpose(picture)  # the tag that says how to turn it is not stored
-    image = shrink(upright, image_size)
-    return encode(image), upright.size, image.size
+def _shared_charts(rows_of: dict[str, tuple[int, int] | None]) -> list[str]:
+    """Says how many pictures that are named by their content, as ChartQA's of the Hub, are in two splits."""
+    splits: dict[str, set[str]] = {}
+    for picture, place in rows_of.items():
+        if place is not None:
+            splits.setdefault(picture.rpartition("/")[2], set()).add(picture)
+    shared = [name for name, pictures in splits.items() if len(pictures) > 1]
+    if not shared:
+        return []
+    return [f"{len(shared)} pictures are in several splits, as shipped, for example {min(splits[shared[0]])}"]
 
 
-def safe_path(where: str, image: object) -> str:
-    """`image`, if it is a relative path that stays under the image root; raises `InputError`."""
-    if not isinstance(image, str) or not image or image.startswith("/") or ".." in PurePosixPath(image).parts:
-        raise InputError(f"{where}: the picture {image!r} is not a path under the image root")
-    return image
+def is_table(path: Path) -> bool:
+    """Whether a file holds its pictures."""
+    return path.suffix.lower() == ".parquet"
 
 
-def _read_file(path: Path, split: str, root: Path, skipped: Counter) -> Iterator[dict]:
-    content = load_json(path)
-    if isinstance(content, dict) and "data" in content:
-        yield from _read_docvqa(path, content["data"], split, root, skipped)
-    elif isinstance(content, list) and content and isinstance(content[0], dict) and "imgname" in content[0]:
-        yield from _read_chartqa(path, content, split, root)
-    else:
-        yield from _read_llava(path, content, skipped)
-
-
-def _read_llava(path: Path, content: object, skipped: Counter) -> Iterator[dict]:
-    turns: Counter = Counter()
-    for index, record in enumerate(check_rows(path, content, "a list of records", LLAVA_KEYS)):
-        image = record.get("image")
-        if isinstance(image, list) and len(image) == 1:
-            image = image[0]
-        if not image:
-            skipped["no picture"] += 1
-            continue
-        if isinstance(image, list):
-            skipped["several pictures"] += 1
-            continue
-        image = safe_path(f"{path}: row {index}", image)
-        for question, answer in _turn_pairs(path, index, record["conversations"]):
-            question_id = f"{record['id']}-{turns[record['id']]}"
-            turns[record["id"]] += 1
-            yield qa_row(image, question_id, question, [answer], task="instruct")
-
-
-def _read_docvqa(path: Path, content: object, split: str, root: Path, skipped: Counter) -> Iterator[dict]:
-    for index, record in enumerate(check_rows(path, content, "a list under 'data'", DOCVQA_KEYS)):
-        answers = [answer for answer in check_items(path, index, record, "answers", str) if answer.strip()]
-        if not answers and split != "test":
-            skipped["no answer"] += 1
-            continue
-        image = _place(root, split, safe_path(f"{path}: row {index}", record["image"]))
-        yield qa_row(image, str(record["questionId"]), record["question"], answers, task="docvqa")
-
-
-def _read_chartqa(path: Path, content: list, split: str, root: Path) -> Iterator[dict]:
-    questions: Counter = Counter()
-    for index, record in enumerate(check_rows(path, content, "a list of records", CHARTQA_KEYS)):
-        name = safe_path(f"{path}: row {index}", record["imgname"])
-        if not str(record["label"]).strip():
-            raise InputError(f"{path}: row {index}: 'label' is empty")
-        question_id = f"{name}-{questions[name]}"
-        questions[name] += 1
-        image = _place(root, split, f"png/{name}")
-        yield qa_row(image, question_id, record["query"], [str(record["label"])], task="chartqa")
-
-
-def _place(root: Path, split: str, image: str) -> str:
-    return f"{split}/{image}" if (root / split / image).is_file() else image
-
-
-def _turn_pairs(path: Path, index: int, turns: list) -> Iterator[tuple[str, str]]:
-    well_formed = all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns)
-    if not turns or not well_formed or [turn.get("from") for turn in turns] != ["human", "gpt"] * (len(turns) // 2):
+def _read_file(
+    path: Path, split: str, root: Path | None, left_out: LeftOut, numbers: Counter
+) -> Iterator[PictureQuestion]:
+    if is_table(path):
+        if find_table(path, (DOCVQA_TABLE, CHARTQA_TABLE)) is DOCVQA_TABLE:
+            yield from read_docvqa_table(path, split, left_out)
+        else:
+            yield from read_chartqa_table(path, split, left_out, numbers)
+        return
+    if root is None:
         raise InputError(
-            f"{path}: row {index}: 'conversations' is not (human, gpt) pairs of turns with a text 'value'"
+            f"{path}: names its pictures; say in which folder they are (--image-root, or --source NAME=FILE,ROOT)"
         )
-    for human, gpt in zip(turns[::2], turns[1::2]):
-        if not gpt["value"].strip():
-            raise InputError(f"{path}: row {index}: an answer is empty")
-        yield human["value"].replace(IMAGE_MARKER, "").strip(), gpt["value"]
+    content = load_json(path)
+    documents = isinstance(content, dict) and "data" in content
+    records = content["data"] if documents else content
+    if not isinstance(records, list) or not records:
+        what = "a list under 'data'" if documents else "a list of records"
+        raise InputError(f"{path}: expected {what}, found {describe(records)}")
+    if documents:
+        yield from read_docvqa(records, split, root, left_out)
+    elif isinstance(records[0], dict) and "imgname" in records[0]:
+        yield from read_chartqa(records, split, root, left_out, Counter())
+    else:
+        yield from read_llava(records, left_out)
 
 
-__all__ = ["Instruct", "read_stored", "safe_path"]
+__all__ = ["Instruct", "is_table", "read_stored", "safe_path"]

@@ -24,6 +24,7 @@ from ..licences import Origin, find_origin
 from .annotations import Annotations, InputError, SceneInput, check_question_ids
 from .base import Options, PreparationBuilder, Sources
 from .reading import Reading, describe_failure, read_scenes, scene_digest, scene_file
+from .val_share import split_validation
 
 
 MANIFEST = "preparation.json"
@@ -63,6 +64,7 @@ def prepare_repo(
     workers: int = 1,
     strict: bool = False,
     allow_missing: bool = False,
+    annotations: Annotations | None = None,
 ) -> Preparation:
     """Prepares `output` from raw files, or finds that it is there already.
 
@@ -75,8 +77,9 @@ def prepare_repo(
         output: the repo to make; must not exist, be empty, or be the result of the same preparation.
         command: what the card says made the repo.
         workers: number of processes that read scenes.
-        strict: an unusable scene is an error. Otherwise it is left out with its questions.
+        strict: an unusable scene or record is an error. Otherwise it is left out, with its questions.
         allow_missing: scenes that are absent are left out. Otherwise they are an error.
+        annotations: what `read_annotations` gave, where it has been called before.
 
     Raises:
         InputError: the annotation files or scenes do not fit together, no scene of a split can be used (with
@@ -84,7 +87,7 @@ def prepare_repo(
         PreparationError: writing failed.
     """
     origin = origin_of(builder_class, sources)
-    annotations = builder_class.read_annotations(sources)
+    annotations = annotations or read_annotations(builder_class, sources, options, strict, allow_missing)
     digests, absent = _check_scenes(builder_class, sources, options, annotations, allow_missing)
     fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     manifest = _read_manifest(output)
@@ -169,6 +172,26 @@ def absent_notes(absent: list[str], annotations: Annotations) -> list[str]:
             if all(scene.scene_id in missing for scene in scenes)
         ),
     ]
+
+
+def read_annotations(
+    builder_class: type[PreparationBuilder],
+    sources: Sources,
+    options: Options,
+    strict: bool = False,
+    allow_missing: bool = False,
+) -> Annotations:
+    """The annotations with their validation part; raises `InputError` as the builder, and for a bad record with `strict`."""
+    annotations = builder_class.read_annotations(sources)
+    if strict and annotations.faults:
+        raise InputError(f"{annotations.faults[0]} (--strict)")
+    if options.val_share is None:
+        return annotations
+
+    def is_there(scene: SceneInput) -> bool:
+        return not allow_missing or any(True for _ in builder_class.scene_files(sources, scene))
+
+    return split_validation(annotations, options.val_share, is_there)
 
 
 def origin_of(builder_class: type[PreparationBuilder], sources: Sources) -> Origin:
@@ -351,4 +374,4 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-__all__ = ["MANIFEST", "Preparation", "PreparationError", "origin_of", "prepare_repo"]
+__all__ = ["MANIFEST", "Preparation", "PreparationError", "origin_of", "prepare_repo", "read_annotations"]

@@ -18,10 +18,10 @@ from data_scripts.schema import missing_columns
 from modeling_vggt_qwen3 import VggtQwen3Config
 from modeling_vggt_qwen3.convert_inputs import WeightFiles
 from recipes import top_file
-from recipes.training.arguments import check_checkpoint_for
+from recipes.training.arguments import check_checkpoint_for, no_eval_split
 from recipes.training.inputs import CONVERT, missing_checkpoint, missing_dataset
 
-from .data_size import NotPreparedError, files_of_splits, parquet_files
+from .data_size import NotPreparedError, files_of_splits, lacks_split, parquet_files
 from .settings import data_arguments
 from .shapes import local_config, read_shapes
 
@@ -34,12 +34,17 @@ UNREACHABLE = "the Hub cannot be asked"
 def check_data(settings: Namespace) -> list[str]:
     """
     Every file of every split of every dataset: there, whole, with the columns that training reads and with rows; questions of
-    scenes that are there, in training with answers; no scene in two splits.
+    scenes that are there, in training with answers; no scene in two splits. Some may have no split to evaluate on, not all.
     """
     paths, problems = find_datasets(settings.dataset_paths)
     scenes: dict[str, dict[str, str]] = {}  # split: {scene: dataset}
+    without = [path for path in paths if lacks_split(path, settings.eval_split)]
+    if len(without) == len(settings.dataset_paths) and settings.eval_strategy != "no":
+        problems.append(f"Data: {no_eval_split(without, settings.eval_split)}")
     for path in paths:
         for split in dict.fromkeys((settings.train_split, settings.eval_split)):
+            if path in without and split != settings.train_split:
+                continue  # it trains, and is left out of evaluations
             known = None
             for config in ("scenes", "qa"):
                 try:

@@ -21,7 +21,8 @@ from data_scripts.builders import scanqa, sqa3d
 # the questions of a scene or picture where no official counts give them. Answers of LLaVA are paragraphs; an action is JSON
 # whose numbers are single digits.
 ASSUMED_TOKENS = {"scanqa": (13, 4), "sqa3d": (38, 3), "instruct": (20, 90), "arkit_actions": (22, 90)}
-ASSUMED_QUESTIONS = {"instruct": 3, "arkit_actions": 16}
+ASSUMED_TOKENS |= {"llava": (20, 90), "sharegpt4v": (12, 200), "docvqa": (11, 5), "chartqa": (15, 3)}
+ASSUMED_QUESTIONS = {"instruct": 3, "arkit_actions": 16, "llava": 3, "sharegpt4v": 1, "docvqa": 4, "chartqa": 2}
 ASSUMED_SPREAD = 0.5  # standard deviation of a length over its mean
 CHARACTERS_PER_TOKEN = 4.0
 TEMPLATE_TOKENS = 5  # <|im_end|>\n<|im_start|>assistant\n before the answer
@@ -30,6 +31,7 @@ SAMPLE = 2000  # questions whose tokens are counted
 SQA3D_TRAIN_SCENES, SQA3D_DESCRIPTIONS = 518, 3
 SCANNET_PICTURE = (1296, 968)
 PICTURES = {"instruct": (640, 480), "arkit_actions": (1920, 1440)}
+PICTURES |= {"llava": (640, 480), "sharegpt4v": (640, 480), "docvqa": (1700, 2200), "chartqa": (800, 600)}
 
 
 @dataclass
@@ -86,6 +88,15 @@ def parquet_files(path: str, config: str, split: str) -> list[str]:
     if split not in files:
         raise ValueError(f"{path} has no split {split!r} of {config!r}; it has {', '.join(files) or 'none'}.")
     return files[split]
+
+
+def lacks_split(path: str, split: str) -> bool:
+    """Whether a prepared repository has splits, but not this one. Not of one that cannot be read: `parquet_files` says why."""
+    try:
+        files = files_of_splits(path, "qa")
+    except NotPreparedError:
+        return False
+    return bool(files) and split not in files
 
 
 def measure(path: str, settings: Namespace) -> DataSize | None:
@@ -182,4 +193,4 @@ def first_scene(path: str, split: str) -> tuple[int, tuple[int, int]]:
     raise ValueError(f"{path} has no scenes in the split {split!r}.")
 
 
-__all__ = ["DataSize", "NotPreparedError", "files_of_splits", "measure", "parquet_files"]
+__all__ = ["DataSize", "NotPreparedError", "files_of_splits", "lacks_split", "measure", "parquet_files"]

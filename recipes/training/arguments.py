@@ -4,6 +4,7 @@
 import json
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -280,14 +281,26 @@ def make_parser(default_config: Path) -> HfArgumentParser:
 
 
 def yaml_of(argv: list[str], parser: HfArgumentParser) -> list[str]:
-    """The keys of the YAML file that `argv` names (or the parser's default), as arguments. Raises as `yaml_to_argv`."""
+    """
+    The keys of the YAML file that `argv` names (or the parser's default), as arguments; without its `dataset_weights` where
+    `argv` has another number of `dataset_paths` and no weights: they are those of other data. Raises as `yaml_to_argv`.
+    """
     config = parser.get_default("config")
     for position, argument in enumerate(argv):
         if argument == "--config" and position + 1 < len(argv):
             config = Path(argv[position + 1])
         elif argument.startswith("--config="):
             config = Path(argument.removeprefix("--config="))
-    return yaml_to_argv(config, parser)
+    yaml_argv = yaml_to_argv(config, parser)
+    data_parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("dataset_paths", "dataset_weights"):
+        data_parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", nargs="*")
+    given, yaml_data = (data_parser.parse_known_args(words)[0] for words in (argv, yaml_argv))
+    weights = yaml_data.dataset_weights or []
+    if given.dataset_paths and given.dataset_weights is None and len(weights) not in (0, len(given.dataset_paths)):
+        start = yaml_argv.index("--dataset_weights")
+        del yaml_argv[start : start + 1 + len(weights)]
+    return yaml_argv
 
 
 def parse_arguments(
@@ -333,6 +346,15 @@ def check_data_arguments(arguments: DataArguments):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
+def no_eval_split(paths: list[str], split: str) -> str:
+    """Says that none of `dataset_paths` has the split to evaluate on, and what to set."""
+    return (
+        f"there is no split {split!r} (eval_split) in {', '.join(paths)}: nothing to evaluate on. Prepare one of them with a validation "
+        "part (data_scripts.prepare instruct has --val-share), name another eval_split, or set eval_strategy: no and "
+        "load_best_model_at_end: false."
+    )
 
 
 def check_loss_heads(arguments: ModelArguments):
@@ -456,6 +478,7 @@ __all__ = [
     "check_effects",
     "check_loss_heads",
     "make_parser",
+    "no_eval_split",
     "parse_arguments",
     "trains_at_learning_rate",
     "yaml_of",

@@ -22,6 +22,10 @@ from .store import FeatureStore, StoreEntry
 GROUPED_BATCHES = 16
 
 
+class MissingSplitError(ValueError):
+    """A prepared repository that is there has no such split."""
+
+
 @dataclass(frozen=True)
 class Pack:
     """What one training sequence holds. All randomness of the example is in `seed`: any process can make it."""
@@ -45,7 +49,7 @@ class SceneDataset:
             it needs, no more is decoded than that (see [`decode_for`]). Without, views come as they are stored.
 
     Raises:
-        ValueError: if the repository, the split or a column is not there, a question names an unknown scene, or the store does
+        ValueError: if the repository, the split ([`MissingSplitError`]) or a column is not there, a question names an unknown scene, or the store does
             not hold a scene.
     """
 
@@ -64,7 +68,8 @@ class SceneDataset:
         except (FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
             # Of splits whose columns differ the cause says which.
             reason = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
-            raise ValueError(
+            missing = str(error).startswith("Unknown split")
+            raise (MissingSplitError if missing else ValueError)(
                 f"{path} is not a prepared dataset with a split {split!r} (made by data_scripts.prepare): {reason}"
             ) from error
         for name, table in (("scenes", scenes), ("qa", self.qa)):
@@ -384,6 +389,7 @@ def check_disjoint(train: SceneDataset, other: SceneDataset):
 
 
 __all__ = [
+    "MissingSplitError",
     "Pack",
     "PackDataset",
     "PackSampler",

@@ -18,11 +18,11 @@ from data_scripts.hub import UploadError
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Processor
 from recipes.publishing.licences import LicenceConflictError
 
-from .arguments import ModelArguments, check_checkpoint_for, parse_arguments
+from .arguments import ModelArguments, check_checkpoint_for, no_eval_split, parse_arguments
 from .checkpoints import CheckpointError, agree, check_base, checkpoint_to_resume
 from .collator import PackCollator
 from .compilation import check_compile_layers, compile_layers
-from .data import PackDataset, SceneDataset, check_disjoint
+from .data import MissingSplitError, PackDataset, SceneDataset, check_disjoint
 from .precision import cast_trained, keep_trained_in_float32, load_dtype
 from .preemption import Preempted, Preemption, exit_preempted, train_or_exit
 from .record import finish_record, start_record
@@ -99,14 +99,9 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
         if not model_arguments.freeze_vision:
             raise ValueError("feature_store needs freeze_vision: true; the features of an encoder that trains change.")
         store = open_store(data_arguments.feature_store, path, processor)
-    sources = {
-        split: [
-            SceneDataset(dataset, split, data_arguments.num_views, store, processor.image_processor)
-            for dataset in data_arguments.dataset_paths
-        ]
-        for split in (data_arguments.train_split, data_arguments.eval_split)
-    }
-    train_sources, eval_sources = sources[data_arguments.train_split], sources[data_arguments.eval_split]
+    options = (data_arguments.num_views, store, processor.image_processor)
+    train_sources = [SceneDataset(path, data_arguments.train_split, *options) for path in data_arguments.dataset_paths]
+    eval_sources = load_eval_sources(data_arguments, training_arguments, options)
     for train_source in train_sources:
         for eval_source in eval_sources:
             check_disjoint(train_source, eval_source)
@@ -154,6 +149,33 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
         data_arguments=data_arguments,
         eval_sources=eval_sources,
     )
+
+
+def load_eval_sources(data_arguments, training_arguments, options: tuple) -> list[SceneDataset]:
+    """
+    The datasets that evaluations ask about; one without `eval_split` trains all the same, and a warning says so.
+
+    Args:
+        options (`tuple`): Further arguments of [`SceneDataset`].
+
+    Raises:
+        ValueError: if there are to be evaluations, and none has the split.
+    """
+    sources, without = [], []
+    for path in data_arguments.dataset_paths:
+        try:
+            sources.append(SceneDataset(path, data_arguments.eval_split, *options))
+        except MissingSplitError:
+            without.append(path)
+    if not sources and training_arguments.eval_strategy != "no":
+        raise ValueError(no_eval_split(without, data_arguments.eval_split))
+    if without and training_arguments.process_index == 0:
+        logger.warning(
+            "Without a split %r, trained on and left out of evaluations: %s",
+            data_arguments.eval_split,
+            ", ".join(without),
+        )
+    return sources
 
 
 def run(trainer: VggtQwen3Trainer, model_arguments, preemption: Preemption, checkpoint: str | None):

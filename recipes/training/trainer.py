@@ -218,8 +218,13 @@ class VggtQwen3Trainer(ResumableTrainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        correct = []
-        for number, source in enumerate(self.eval_sources):
+        correct, paths = [], self.data_arguments.dataset_paths
+        # Numbered as `dataset_paths`, of which some may have nothing to evaluate on.
+        numbers = [
+            paths.index(source.path) if source.path in paths else position
+            for position, source in enumerate(self.eval_sources)
+        ]
+        for number, source in zip(numbers, self.eval_sources, strict=True):
             rows = list(range(len(source.qa)))
             if self.data_arguments.eval_questions is not None:
                 # The same questions in every evaluation and every run with this seed.
@@ -243,7 +248,7 @@ class VggtQwen3Trainer(ResumableTrainer):
         model.train(was_training)
         correct = gather_object(correct)
         metrics = {f"{metric_key_prefix}_exact_match": sum(match for _, match in correct) / len(correct)}
-        for number in range(len(self.eval_sources)) if len(self.eval_sources) > 1 else ():
+        for number in dict.fromkeys(numbers) if len(paths) > 1 else ():
             matches = [match for source, match in correct if source == number]
             metrics[f"{metric_key_prefix}_exact_match_{number}"] = sum(matches) / len(matches)
         metrics.update(speed_metrics(metric_key_prefix, start, num_samples=len(correct)))

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datasets of the Hub whose Parquet files hold one question and its picture per row."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from ..views import UnreadableFileError
+from .annotations import InputError
+
+
+ROWS_PER_BATCH = 64  # with their pictures in memory
+
+
+@dataclass(frozen=True)
+class HubTable:
+    """What a dataset of the Hub looks like.
+
+    Attributes:
+        name: its repository.
+        columns: the columns that are read, and their kinds: "string", "strings" (a list of them) or "image" (a struct that
+            holds the encoded picture as `bytes`).
+    """
+
+    name: str
+    columns: dict[str, str]
+
+    def describe(self) -> str:
+        return f"{self.name}: " + ", ".join(f"{name} ({kind})" for name, kind in self.columns.items())
+
+
+def find_table(path: Path, known: tuple[HubTable, ...]) -> HubTable:
+    """Which of the `known` datasets a Parquet file is of.
+
+    Raises:
+        InputError: it is none of them any more; names the columns that are there and those expected.
+    """
+    schema = _open(*_key(path)).schema_arrow
+    found = {field.name: kind_of(field.type) for field in schema}
+    for table in known:
+        if all(found.get(name) == kind for name, kind in table.columns.items()):
+            return table
+    has = ", ".join(f"{name} ({kind})" for name, kind in found.items())
+    expected = "; or of ".join(table.describe() for table in known)
+    raise InputError(f"{path}: its columns are {has}; expected those of {expected}")
+
+
+def kind_of(column: pyarrow.DataType) -> str:
+    """The kind of a column, see `HubTable`; of others their Arrow type."""
+    types = pyarrow.types
+    if types.is_string(column) or types.is_large_string(column):
+        return "string"
+    if (types.is_list(column) or types.is_large_list(column)) and kind_of(column.value_type) == "string":
+        return "strings"
+    if types.is_struct(column) and column.get_field_index("bytes") >= 0:
+        return "image"
+    return str(column)
+
+
+def read_rows(path: Path, table: HubTable, pictures: bool) -> Iterator[dict]:
+    """The rows of a Parquet file, in order; without `pictures` those stay unread, and the column "image" is left out.
+
+    Raises:
+        InputError: the file is cut short or damaged.
+    """
+    columns = [name for name, kind in table.columns.items() if kind != "image" or pictures]
+    try:
+        for batch in _open(*_key(path)).iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
+            yield from batch.to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path}: cut short or damaged ({' '.join(str(error).split())})") from None
+
+
+def read_picture_of_row(path: Path, row: int) -> bytes | None:
+    """The encoded picture of a row; None if it has none.
+
+    Raises:
+        UnreadableFileError: the file is cut short or damaged.
+    """
+    file = _open(*_key(path))
+    for group in range(file.metadata.num_row_groups):
+        size = file.metadata.row_group(group).num_rows
+        if row < size:
+            return _pictures_of_group(*_key(path), group)[row].as_py()
+        row -= size
+    return None
+
+
+def _key(path: Path) -> tuple[str, int]:
+    """What an opened file is kept by: a file that was replaced is another one."""
+    return str(path), path.stat().st_mtime_ns if path.exists() else 0
+
+
+@lru_cache(maxsize=2)
+def _open(path: str, time: int) -> pyarrow.parquet.ParquetFile:
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path}: not a Parquet file ({' '.join(str(error).split())})") from None
+
+
+@lru_cache(maxsize=1)  # scenes are read in the order of the rows
+def _pictures_of_group(path: str, time: int, group: int) -> pyarrow.ChunkedArray:
+    """`[rows of the group]` encoded pictures."""
+    try:
+        column = _open(path, time).read_row_group(group, columns=["image.bytes"]).column("image")
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UnreadableFileError(path, f"cut short or damaged ({' '.join(str(error).split())})") from None
+    return pyarrow.chunked_array([chunk.field("bytes") for chunk in column.chunks])
+
+
+__all__ = ["HubTable", "find_table", "kind_of", "read_picture_of_row", "read_rows"]
