@@ -45,10 +45,14 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     partial = args.output.with_name(f".{args.output.name}.{os.getpid()}")
-    partial.write_text(page(split, scene, questions), encoding="utf-8")
-    os.replace(partial, args.output)
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(page(split, scene, questions), encoding="utf-8")
+        os.replace(partial, args.output)
+    except OSError as error:
+        print(f"error: cannot write {args.output} ({error.strerror}): give another with --output", file=sys.stderr)
+        return 2
     print(f"{args.output}: {len(scene['images'])} views, {len(questions)} questions")
     return 0
 

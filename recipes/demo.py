@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from recipes.evaluation.demo_record import start_session, timed_step
+from recipes.evaluation.report import check_writable
 from recipes.training.precision import has_fast_bfloat16
 
 
@@ -47,7 +48,10 @@ def main():
     arguments = parser.parse_args()
     started = time.monotonic()
     try:
+        check_writable(arguments.output, "--output")
         run_demo(arguments.output, SMOKE if arguments.smoke else FULL)
+    except ValueError as error:
+        sys.exit(f"recipes.demo: {error}")
     except subprocess.CalledProcessError as error:
         sys.exit(
             f"recipes.demo: a step failed with exit code {error.returncode}; the same command goes on from there."

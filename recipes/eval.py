@@ -31,6 +31,7 @@ from recipes.evaluation.report import (
     TRIVIAL,
     Scored,
     accuracy,
+    check_writable,
     differences_table,
     percentages,
     read_run,
@@ -105,6 +106,9 @@ def main():
 
 
 def evaluate(arguments: argparse.Namespace):
+    check_writable(arguments.output, "--output")
+    if arguments.report:
+        check_writable(arguments.report.parent, "--report")
     processor = VggtQwen3Processor.from_pretrained(arguments.model)
     store = arguments.feature_store and open_store(arguments.feature_store, arguments.model, processor)
     source = SceneDataset(arguments.dataset, arguments.split, arguments.num_views, store, processor.image_processor)

@@ -17,6 +17,7 @@ from recipes.evaluation.report import (
     BLIND,
     MODEL,
     TRIVIAL,
+    check_writable,
     csv_text,
     differences_table,
     flipped_questions,
@@ -56,6 +57,8 @@ def main():
 
 
 def score_files(arguments: argparse.Namespace):
+    if arguments.output:
+        check_writable(arguments.output, "--output")
     questions = read_references(arguments.references, arguments.split)
     protocols_for(questions.dataset, arguments.protocol)
     systems, references = {}, None

@@ -79,6 +79,7 @@ class World:
         scripts = {"python": PYTHON.format(python=sys.executable, program=program, socket=socket)}
         for name in CONSOLE_SCRIPTS:
             scripts[name] = CONSOLE_SCRIPT.format(python=python, script=real_bin / name)
+        scripts["vggt-qwen3"] = CONSOLE_SCRIPT.format(python=python, script="-m recipes.cli")
         for name, text in scripts.items():
             (bin_folder / name).write_text(text)
             (bin_folder / name).chmod(0o755)

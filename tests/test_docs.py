@@ -20,7 +20,9 @@ from docs_world import World
 from slurm_cluster import slurm_cluster, why_not
 from torch.distributed.run import get_args_parser as torchrun_parser
 
+from recipes.cli import COMMANDS
 from recipes.launch import parse as parse_launch
+from recipes.launching.checks import requirements
 from recipes.launching.settings import read_settings, recipe_argv
 from recipes.training.arguments import DataArguments, ModelArguments, SftArguments
 
@@ -29,7 +31,7 @@ from recipes.training.arguments import DataArguments, ModelArguments, SftArgumen
 OTHERS = (
     "torch.cuda.is_available", "The repository", "contains custom code which must be executed", "torch.OutOfMemoryError",
     "Unable to JIT load the cpu_adam op", "Error no file named", "Killed", "oom_kill", "No space left on device",
-    "Invalid account or account/partition combination specified",
+    "Invalid account or account/partition combination specified", "No module named",
 )  # fmt: skip
 
 
@@ -80,12 +82,18 @@ def parse_command(words: list[str]):
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets
         assert all(word.split("=")[0] in (ROOT / "Makefile").read_text() for word in words[2:])
-    elif words[:2] == ["pip", "install"]:
-        assert words[2] == "-e" and words[3].removeprefix(".[").removesuffix("]") in (ROOT / "setup.py").read_text()
+    elif words[0] == "vggt-qwen3" and words[1] == "train":
+        read_settings(words[2], words[3:])
+    elif words[0] == "vggt-qwen3" and words[1] in COMMANDS:
+        parse_command(["python", "-m", COMMANDS[words[1]].module, *words[2:]])
+    elif words[:2] == ["pip", "install"] or words[:3] == ["uv", "pip", "install"]:
+        extra = re.search(r"\[(\w+)\]$", words[-1])[1]
+        assert requirements(extra) != requirements(""), extra
     elif words[0] == "python":
         run_until_parsed(words[1:])
     else:
-        assert words[0] in ("hf", "source", "tensorboard"), f"nothing here knows {words[0]}"
+        known = ("hf", "source", "tensorboard", "pip", "uv", "docker", "vggt-qwen3")
+        assert words[0] in known, f"nothing here knows {words[0]}"
 
 
 ################

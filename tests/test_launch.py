@@ -241,17 +241,25 @@ def test_versions_are_compared_with_what_is_needed(monkeypatch, tmp_path):
     installed = {"torch": "2.11.0+cu130", "transformers": "6.0.0", "deepspeed": "0.20.1", "peft": "0.1"}
     monkeypatch.setattr(checks, "version", lambda name: installed.get(name) or importlib.metadata.version(name))
     problems, _ = check_versions()
-    assert [problem.split()[1] for problem in problems] == ["deepspeed", "peft", "transformers"]
-    assert "transformers 6.0.0 does not satisfy transformers<6,>=" in problems[2]
+    assert [problem.split()[1] for problem in problems] == ["transformers", "deepspeed", "peft"]
+    assert "transformers 6.0.0 does not satisfy transformers<6,>=" in problems[0]
+    assert problems[0].endswith("pip install -c constraints.txt -e '.[train]'")
 
 
 def test_an_installed_package_is_compared_with_its_metadata(monkeypatch, tmp_path):
     """Catches a check that only works in a checkout, or that takes what the extras need for needed."""
     monkeypatch.setattr(checks, "SETUP", tmp_path / "setup.py")
-    monkeypatch.setattr(checks, "requires", lambda name: ["torch>=999", 'trimesh>=999; extra == "scene"', "numpy>=1"])
-    assert [requirement.name for requirement in checks.requirements()] == ["torch", "numpy"]
+    needed = ["torch>=999", "numpy>=1", 'trimesh>=999; extra == "scene"', 'vggt-qwen3[data]; extra == "train"']
+    needed += [
+        'peft>=0.1; extra == "train"',
+        'plyfile>=999; extra == "data"',
+        'vggt-qwen3[train,scene]; extra == "all"',
+    ]
+    monkeypatch.setattr(checks, "requires", lambda name: needed)
+    assert [requirement.name for requirement in checks.requirements()] == ["torch", "numpy", "peft", "plyfile"]
     problems, _ = check_versions()
-    assert len(problems) == 1 and "does not satisfy torch>=999" in problems[0]
+    assert len(problems) == 2 and "does not satisfy torch>=999" in problems[0] and "plyfile>=999" in problems[1]
+    assert problems[0].endswith("constraints.txt 'vggt-qwen3[train]'")
 
 
 def test_what_is_tested_satisfies_what_is_needed():
@@ -259,7 +267,7 @@ def test_what_is_tested_satisfies_what_is_needed():
     tested = dict(
         line.split("==") for line in checks.CONSTRAINTS.read_text().splitlines() if "==" in line and line[0] != "#"
     )
-    for requirement in checks.requirements():
+    for requirement in checks.requirements("dev"):
         assert requirement.specifier.contains(tested[requirement.name]), requirement
 
 

@@ -3,6 +3,7 @@
 
 import sys
 import weakref
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toys import toy_config, toy_geometry, toy_processor, toy_views
+from transformers.dynamic_module_utils import get_imports
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration, loss_vggt_qwen3
@@ -217,6 +219,15 @@ def test_liger_computes_the_loss_where_it_is_installed(monkeypatch):
     monkeypatch.setattr(loss_vggt_qwen3, "use_liger", lambda hidden_states: True)
     torch.testing.assert_close(chunked_causal_lm_loss(head, hidden_states, labels, 16), own)
     assert calls == [{"ignore_index": -100, "reduction": "sum", "accum_dtype": torch.float32}]
+
+
+def test_a_checkpoint_wants_no_optional_library():
+    """Catches an import that transformers takes for a requirement of every checkpoint whose code it loads."""
+    files = [
+        path for path in Path(loss_vggt_qwen3.__file__).parent.glob("*.py") if not path.name.startswith("convert_")
+    ]
+    wanted = {library for path in files for library in get_imports(path)} - sys.stdlib_module_names
+    assert wanted == {"torch", "transformers", "numpy", "PIL", "huggingface_hub"}
 
 
 def test_chunk_size_of_nothing_is_refused(capsys):

@@ -96,7 +96,7 @@ def test_what_cannot_be_written_is_refused(run, tmp_path, arguments, heads, mess
 
 def test_missing_trimesh_is_said_before_any_work(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trimesh", None)
-    assert "pip install trimesh" in run("--save-scene", tmp_path / "scene.glb", photos=toy_views(1))
+    assert "pip install 'vggt-qwen3[scene]'" in run("--save-scene", tmp_path / "scene.glb", photos=toy_views(1))
 
 
 def known_geometry(height: int, width: int) -> VggtGeometry:

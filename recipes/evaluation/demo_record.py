@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from recipes import top_file
 from recipes.training.precision import has_fast_bfloat16
 from recipes.training.record import LIBRARIES, ROOT, describe_machine, now, read_json
 
@@ -55,7 +56,9 @@ def timed_step(demo: Path, name: str):
 
 
 def find_commit() -> str | None:
-    """The commit of this repository, with "+" if tracked files differ from it; None where git does not know."""
+    """The commit of this repository, with "+" if tracked files differ from it; None where git does not know, or if installed."""
+    if not top_file("setup.py").is_file():
+        return None  # an environment may lie in a repository of something else
     outputs = []
     for command in (["rev-parse", "--short=10", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         try:

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,16 @@ def write_atomically(path: Path, text: str):
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8", newline="")
     os.replace(temporary, path)
+
+
+def check_writable(folder: Path, option: str):
+    """Raises ValueError, naming the option, if a folder, which need not be there yet, cannot be written to: before the work."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error.strerror}): give another with {option}.") from error
 
 
 def read_run(output: Path) -> tuple[list[dict], dict]:
@@ -198,6 +209,7 @@ __all__ = [
     "Scored",
     "accuracy",
     "baselines",
+    "check_writable",
     "csv_text",
     "differences_table",
     "flipped_questions",

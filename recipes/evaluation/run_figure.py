@@ -4,7 +4,6 @@
 from datetime import datetime
 from pathlib import Path
 
-from .figures import plt, save_figure
 from .report import format_table
 from .run_history import RunHistory, duration
 
@@ -69,6 +68,8 @@ def draw_run(history: RunHistory, path: Path):
         "memory (GB)": ["memory_gb"],
         "share of padding": ["padding"],
     }
+    from .figures import plt, save_figure  # here, so that the table needs no matplotlib
+
     figure, axes = plt.subplots(2, 3, figsize=(13, 6))
     for axis, (title, names) in zip(axes.flat, panels.items(), strict=True):
         for name in names:

@@ -43,7 +43,7 @@ def check_outputs(scene: Path | None, views: Path | None, confidence_percentile:
         try:
             import trimesh  # noqa: F401
         except ImportError as error:
-            raise ValueError(f"Writing {scene} needs trimesh: pip install trimesh") from error
+            raise ValueError(f"Writing {scene} needs trimesh: pip install 'vggt-qwen3[scene]'") from error
 
 
 def check_heads(encoder: VggtModel, scene: Path | None, views: Path | None):

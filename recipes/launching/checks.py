@@ -17,6 +17,7 @@ from packaging.version import Version
 from data_scripts.schema import missing_columns
 from modeling_vggt_qwen3 import VggtQwen3Config
 from modeling_vggt_qwen3.convert_inputs import WeightFiles
+from recipes import top_file
 from recipes.training.arguments import check_checkpoint_for, no_eval_split
 from recipes.training.inputs import CONVERT, missing_checkpoint, missing_dataset
 
@@ -25,11 +26,8 @@ from .settings import data_arguments
 from .shapes import local_config, read_shapes
 
 
-ROOT = Path(__file__).parent.parent.parent
-CONSTRAINTS, SETUP = ROOT / "constraints.txt", ROOT / "setup.py"
-# What a recipe imports, with what it logs to.
-NEEDED = ("accelerate", "datasets", "deepspeed", "huggingface_hub", "numpy", "peft", "pillow", "pyyaml", "safetensors")
-NEEDED += ("tensorboard", "torch", "transformers")
+CONSTRAINTS, SETUP = top_file("constraints.txt"), top_file("setup.py")
+DISTRIBUTION = "vggt-qwen3"
 UNREACHABLE = "the Hub cannot be asked"
 
 
@@ -192,17 +190,31 @@ def why_not_on_hub(name: str, repo_type: str) -> str | None:
         return f"{UNREACHABLE} ({type(error).__name__}: {words}); with HF_HUB_OFFLINE=1 its cache alone is looked at"
 
 
-def requirements() -> list[Requirement]:
+def requirements(extra: str = "train") -> list[Requirement]:
     """
-    What this package needs to run. From setup.py where it is here: an editable install keeps the metadata of the day it was
-    made, and a checkout that is on the path alone has none.
+    What this package needs with an extra, by default that of the recipes. From setup.py where it is here: an editable install
+    keeps the metadata of the day it was made, and a checkout that is on the path alone has none.
     """
     if SETUP.is_file():
-        for statement in ast.parse(SETUP.read_text(encoding="utf-8")).body:
-            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "INSTALL_REQUIRES":
-                return [Requirement(text) for text in ast.literal_eval(statement.value)]
-    found = [Requirement(text) for text in requires("vggt-qwen3") or ()]
-    return [requirement for requirement in found if requirement.marker is None]  # those of the extras have one
+        tables = {
+            ast.unparse(statement.targets[0]): statement.value
+            for statement in ast.parse(SETUP.read_text(encoding="utf-8")).body
+            if isinstance(statement, ast.Assign)
+        }
+        texts = ast.literal_eval(tables["INSTALL_REQUIRES"])
+        for name, needed in ast.literal_eval(tables["EXTRAS_REQUIRE"]).items():
+            texts += [f'{text}; extra == "{name}"' for text in needed]
+    else:
+        texts = requires(DISTRIBUTION) or []
+    found, extras = [], ["", extra]
+    for name in extras:  # grows: an extra may have others in it
+        for requirement in map(Requirement, texts):
+            if requirement.marker.evaluate({"extra": name}) if requirement.marker else name == "":
+                if requirement.name == DISTRIBUTION:
+                    extras += sorted(requirement.extras - set(extras))
+                else:
+                    found.append(requirement)
+    return found
 
 
 def check_precision(settings: Namespace) -> list[str]:
@@ -226,19 +238,19 @@ def check_versions() -> tuple[list[str], list[str]]:
     with in constraints.txt (others are warnings).
     """
     problems, warnings, installed = [], [], {}
+    install = f"pip install -c {CONSTRAINTS} '{DISTRIBUTION}[train]'"
+    if SETUP.is_file():
+        install = "pip install -c constraints.txt -e '.[train]'"
     for requirement in requirements():
         name = requirement.name
-        if name not in NEEDED:
-            continue
         try:
             installed[name] = Version(version(name))
         except PackageNotFoundError:
-            problems.append(f"Versions: {name} is not installed. pip install -c constraints.txt -e .")
+            problems.append(f"Versions: {name} is not installed. {install}")
             continue
         if not requirement.specifier.contains(installed[name], prereleases=True):
-            problems.append(
-                f"Versions: {name} {installed[name]} does not satisfy {requirement}. pip install -c constraints.txt -e ."
-            )
+            wanted = f"{name}{requirement.specifier}"
+            problems.append(f"Versions: {name} {installed[name]} does not satisfy {wanted}. {install}")
             del installed[name]
     if not CONSTRAINTS.is_file():
         return problems, [*warnings, f"{CONSTRAINTS.name} is not here: tested versions are not known."]

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import yaml
 
+from recipes import top_file
 
-CITATION = Path(__file__).parents[2] / "CITATION.cff"
+
+CITATION = top_file("CITATION.cff")
 ENTRY_TYPES = {"conference-paper": "inproceedings", "report": "techreport", "software": "misc", "article": "article"}
 
 

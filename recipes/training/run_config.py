@@ -132,12 +132,22 @@ def check_same_batch(checkpoint: Path, config: dict):
 
 
 def write_run_config(output_dir: Path, config: dict):
-    """Marks `output_dir` as that of a run with the settings `config`, which is no longer preempted."""
+    """
+    Marks `output_dir` as that of a run with the settings `config`, which is no longer preempted.
+
+    Raises:
+        ValueError: if it cannot be written to.
+    """
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     partial = output_dir / f".{RUN_CONFIG}.tmp"
-    partial.write_text(yaml.safe_dump(config, sort_keys=True), encoding="utf-8")
-    os.replace(partial, output_dir / RUN_CONFIG)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        partial.write_text(yaml.safe_dump(config, sort_keys=True), encoding="utf-8")
+        os.replace(partial, output_dir / RUN_CONFIG)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {output_dir} ({error.strerror}): give another with --output_dir."
+        ) from error
     (output_dir / PREEMPTED).unlink(missing_ok=True)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `evaluate` module: `evaluate.load("recipes/metrics/room_actions")`, which works offline."""
+"""The `evaluate` module: `evaluate.load(recipes.metrics.ROOM_ACTIONS)`, which works offline."""
 
 import datasets
 import evaluate
@@ -29,7 +29,7 @@ Returns:
     recall @0.25" and @0.5. describe_room: the same for walls, doors, windows and objects.
 
 Examples:
-    >>> metric = evaluate.load("recipes/metrics/room_actions")
+    >>> metric = evaluate.load(recipes.metrics.ROOM_ACTIONS)
     >>> text = '{"action": "place_anchor", "label": "bed", "center": [0, 0, 2], "extent": [1, 1, 2], "normal": [0, 0, -1]}'
     >>> metric.compute(predictions=[text], references=[text])["place_anchor"]["IoU @0.5"]
     100.0

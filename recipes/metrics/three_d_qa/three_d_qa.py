@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `evaluate` module: `evaluate.load("recipes/metrics/three_d_qa")`, which works offline."""
+"""The `evaluate` module: `evaluate.load(recipes.metrics.THREE_D_QA)`, which works offline."""
 
 import datasets
 import evaluate
@@ -30,7 +30,7 @@ Returns:
     metrics EM@1, EM-R@1, BLEU-1..4, METEOR, ROUGE-L and CIDEr, as far as the protocol defines them for the dataset.
 
 Examples:
-    >>> metric = evaluate.load("recipes/metrics/three_d_qa")
+    >>> metric = evaluate.load(recipes.metrics.THREE_D_QA)
     >>> scores = metric.compute(predictions=["a chair"], references=[["chair"]], captions=False)
     >>> scores["llava3d"]["EM@1"], scores["official"]["EM@1"]
     (100.0, 0.0)
