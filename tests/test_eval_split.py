@@ -77,9 +77,7 @@ def test_a_missing_dataset_is_no_missing_split(checkpoint, repos, tmp_path):
     argv = small(checkpoint, [repos[1], tmp_path / "nowhere"], tmp_path)
     with pytest.raises(ValueError, match="nowhere is not a prepared dataset"):
         make_trainer(*parse_arguments(CONFIGS / "stage1_sft.yaml", argv))
-    assert any(
-        "nowhere is not a prepared repository" in problem for problem in check_data(read_settings("stage1", argv))
-    )
+    assert any("nowhere is not here" in problem for problem in check_data(read_settings("stage1", argv)))
     argv = small(checkpoint, repos, tmp_path, "--train_split", "other")
     with pytest.raises(ValueError, match="toy_without is not a prepared dataset with a split 'other'"):
         make_trainer(*parse_arguments(CONFIGS / "stage1_sft.yaml", argv))
