@@ -264,6 +264,7 @@ def test_accelerate_launch_says_why_two_processes_are_one(tmp_path):
     """The command itself: catches accelerate setting something else than the test above believes."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     command += [str(ROOT / "recipes" / "stage2.py"), "--output_dir", str(tmp_path)]
+    command += "--model_name_or_path org/model --dataset_paths org/data --dataset_weights 1".split()
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode != 0 and "starts one process without MPI" in result.stderr
 
