@@ -221,14 +221,17 @@ def test_checkpoints_read_as_deepspeed_reads_them(whole):
 
 @pytest.mark.slow
 def test_a_run_killed_twice_has_the_same_losses(inputs, tmp_path):
-    """Catches a resume that loses optimizer states, random states, steps or packs: kill -9 of all, then of one process."""
+    """
+    Catches a resume that loses optimizer states, random states, steps or packs: kill -9 of all, then of one process. An
+    epoch has 8 steps: both are within one, the second within the second epoch.
+    """
     steps, seed = 14, random.randrange(10**6)
     rng = random.Random(seed)
     print("seed", seed)
     arguments = ["--max_steps", steps, "--num_train_epochs", 5]
     run("zero3", 2, inputs, tmp_path / "whole", *arguments)
     output = tmp_path / "killed"
-    for saved, all_of_them in ((rng.choice([2, 4]), True), (rng.choice([8, 10]), False)):
+    for saved, all_of_them in ((rng.choice([2, 4]), True), (10, False)):
         process = start("zero3", 2, inputs, output, *arguments)
         try:
             deadline = time.time() + 200

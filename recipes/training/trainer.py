@@ -133,7 +133,14 @@ class VggtQwen3Trainer(ResumableTrainer):
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         # What one optimizer step takes: the order is the same however many processes and accumulated batches share it.
         batch_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return PackSampler(self.train_dataset, self.data_arguments.dataset_weights, seed, batch_size)
+        self.train_sampler = PackSampler(self.train_dataset, self.data_arguments.dataset_weights, seed, batch_size)
+        return self.train_sampler
+
+    def _run_epoch(self, **kwargs):
+        # Told here: where a run of several processes goes on within an epoch, the sampler lies below three wrappers, through
+        # which accelerate's set_epoch does not reach. The rest of the epoch would be that of the first one.
+        self.train_sampler.set_epoch(kwargs["epoch"])
+        super()._run_epoch(**kwargs)
 
     def learning_rate_of(self, name: str) -> float:
         """The peak learning rate of the parameter `name`."""
