@@ -6,6 +6,7 @@ from argparse import Namespace
 import pytest
 import yaml
 from accelerate.utils import DeepSpeedPlugin
+from test_launch import recipe
 from toys import write_toy_checkpoint, write_toy_repo
 
 from recipes.launching import accelerate_config
@@ -26,14 +27,6 @@ def repo(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return write_toy_checkpoint(tmp_path_factory.mktemp("checkpoint"))
-
-
-def recipe(checkpoint, repo, output, *argv):
-    """A small stage 2 as a user would ask for it after `--`."""
-    settings = ["--model_name_or_path", checkpoint, "--dataset_paths", repo, "--dataset_weights", 1]
-    settings += ["--output_dir", output, "--image_size", 28, "--freeze_text_layers", 0, "--bf16", "false"]
-    settings += ["--global_batch_size", 2, "--per_device_train_batch_size", 2]
-    return list(map(str, [*settings, *argv]))
 
 
 class FakeRun:
