@@ -52,6 +52,7 @@ EXTRAS_REQUIRE = {
     "all": ["vggt-qwen3[train,eval,actions,metrics,scene]"],
     "dev": [
         "vggt-qwen3[all]",
+        "hypothesis>=6.150",
         "jsonschema>=4.25",
         "pytest>=9.0",
         "pytest-xdist>=3.8",

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import yaml
 
+from data_scripts.files import write_atomically
 from modeling_vggt_qwen3 import VggtConfig, VggtQwen3Processor
 from recipes import feature_store
 from recipes.evaluation.benchmark_model import (
@@ -41,7 +42,7 @@ from recipes.evaluation.full_size_benchmark import FullSizeBenchmark, failures
 from recipes.evaluation.full_size_benchmark import report as full_size_report
 from recipes.evaluation.full_size_plan import Size
 from recipes.evaluation.measuring import StepTimes, matmul_peak, peak_memory, reset_peak_memory, ways_of_answering
-from recipes.evaluation.report import format_table, write_atomically
+from recipes.evaluation.report import format_table
 from recipes.training.arguments import parse_arguments
 from recipes.training.data import Pack, PackDataset, SceneDataset
 from recipes.training.sft import load_model, make_trainer

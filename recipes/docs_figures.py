@@ -17,9 +17,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from data_scripts.files import write_atomically
 from recipes.evaluation.demo_record import RECORD
 from recipes.evaluation.demo_text import PICTURES, demo_texts, fill, read_demo
-from recipes.evaluation.report import write_atomically
 from recipes.training.record import read_json
 
 

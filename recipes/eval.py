@@ -19,6 +19,7 @@ from pathlib import Path
 import datasets
 import torch
 
+from data_scripts.files import write_atomically
 from modeling_vggt_qwen3 import VggtQwen3Processor
 from recipes.evaluation.actions import TASK as ACTIONS
 from recipes.evaluation.actions import evaluate_actions
@@ -37,7 +38,6 @@ from recipes.evaluation.report import (
     read_run,
     scores_table,
     types_table,
-    write_atomically,
     write_scores,
 )
 from recipes.metrics.three_d_qa.captions import left_out

@@ -12,6 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from data_scripts.files import write_atomically
 from recipes.evaluation.reading import align, listed, read_predictions, read_references
 from recipes.evaluation.report import (
     BLIND,
@@ -23,7 +24,6 @@ from recipes.evaluation.report import (
     flipped_questions,
     scores_table,
     types_table,
-    write_atomically,
     write_scores,
 )
 from recipes.metrics.three_d_qa.captions import left_out

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data_scripts.files import write_atomically
 from recipes import docs_figures
 from recipes.demo import FULL, SMOKE
 from recipes.evaluation.actions import CONSTANT
 from recipes.evaluation.demo_record import RECORD, start_session, timed_step
 from recipes.evaluation.demo_results import SPLITS
 from recipes.evaluation.demo_text import PICTURES
-from recipes.evaluation.report import BLIND, MODEL, TRIVIAL, accuracy, write_atomically
+from recipes.evaluation.report import BLIND, MODEL, TRIVIAL, accuracy
 from recipes.metrics.room_actions.scoring import score as score_actions
 from recipes.metrics.three_d_qa.scoring import score
 

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import torch
 
+from data_scripts.files import write_atomically
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3Processor
 from modeling_vggt_qwen3.actions_vggt_qwen3 import Action, ActionError, parse_action
 from recipes.metrics.room_actions.baseline import ConstantActions
@@ -21,7 +22,7 @@ from recipes.training.sft import load_model
 
 from .generation import generate_actions
 from .reading import listed
-from .report import BLIND, MODEL, format_table, read_run, write_atomically
+from .report import BLIND, MODEL, format_table, read_run
 
 
 TASK = "arkit_actions"

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from data_scripts.files import write_atomically
 from recipes import top_file
 from recipes.training.precision import has_fast_bfloat16
 from recipes.training.record import LIBRARIES, ROOT, describe_machine, now, read_json
-
-from .report import write_atomically
 
 
 RECORD = "demo.json"

@@ -13,9 +13,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from data_scripts.files import write_atomically
 from recipes.evaluation.full_size_plan import Size, Variant, plan, recipe_arguments, write_data
 from recipes.evaluation.full_size_worker import describe_error, write_model
-from recipes.evaluation.report import format_table, write_atomically
+from recipes.evaluation.report import format_table
 from recipes.launching.estimate import CONTEXT_BYTES, GPUS, Run, describe_run, plain_memory
 from recipes.launching.settings import plan_batch, read_settings
 from recipes.launching.shapes import read_shapes

@@ -21,6 +21,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import PrinterCallback, set_seed
 
+from data_scripts.files import write_atomically
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Processor
 from modeling_vggt_qwen3.convert_vggt_qwen3_to_hf import create_processor, create_tiny_tokenizer
 from recipes import feature_store
@@ -34,7 +35,6 @@ from recipes.evaluation.measuring import (
     synchronize,
     ways_of_answering,
 )
-from recipes.evaluation.report import write_atomically
 from recipes.launching.settings import default_config, read_settings
 from recipes.training.arguments import parse_arguments
 from recipes.training.data import SceneDataset

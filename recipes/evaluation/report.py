@@ -4,13 +4,13 @@
 import csv
 import io
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data_scripts.files import write_atomically
 from recipes.metrics.three_d_qa.protocols import EM
 from recipes.metrics.three_d_qa.scoring import ALL, METRICS, ProtocolScores
 
@@ -18,14 +18,6 @@ from recipes.metrics.three_d_qa.scoring import ALL, METRICS, ProtocolScores
 # The names of the systems that are scored together, and what the tables call them.
 MODEL, BLIND, TRIVIAL = "model", "blind", "most frequent training answer"
 Scored = dict[str, dict[str, ProtocolScores]]  # {system: {protocol: scores}}
-
-
-def write_atomically(path: Path, text: str):
-    """Writes `text` under a temporary name and moves it: a reader sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)
 
 
 def check_writable(folder: Path, option: str):
@@ -219,6 +211,5 @@ __all__ = [
     "read_run",
     "scores_table",
     "types_table",
-    "write_atomically",
     "write_scores",
 ]

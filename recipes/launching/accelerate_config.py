@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from recipes.evaluation.report import write_atomically
+from data_scripts.files import write_atomically
 
 from .estimate import Memory, Run, plain_memory, zero_memory
 from .resources import USABLE, Gpu

@@ -18,6 +18,8 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_AR
 from transformers.trainer_pt_utils import safe_globals as random_state_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from data_scripts.files import flush, write_atomically
+
 from .preemption import ignore_in_workers
 from .run_config import RUN_CONFIG
 from .trained import TRAINED, CheckpointError, describe_weights, load_trained, save_trained
@@ -190,24 +192,13 @@ def write_manifest(folder: Path, **about):
     files = {
         str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
     }
-    partial = folder / f"{MANIFEST}.tmp"
-    partial.write_text(json.dumps({**about, "files": files}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / MANIFEST)
+    write_atomically(folder / MANIFEST, json.dumps({**about, "files": files}, indent=1) + "\n")
 
 
 def flush_to_disk(folder: Path):
     """Waits until the files of `folder` are on the disk, or the file server: a node that dies loses what is not."""
     for path in [*folder.rglob("*"), folder]:
         flush(path)
-
-
-def flush(path: Path):
-    """Waits until a file's bytes, or a folder's list of names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class ResumableTrainer(Trainer):

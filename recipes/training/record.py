@@ -21,8 +21,8 @@ from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
 from data_scripts.builders.repo import MANIFEST
 from data_scripts.card import PREPARED
+from data_scripts.files import write_atomically
 from data_scripts.licences import read_licences
-from recipes.evaluation.report import write_atomically
 
 from .run_config import RUN_CONFIG, read_run_config
 

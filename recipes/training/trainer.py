@@ -15,10 +15,10 @@ from peft import LoraConfig, get_peft_model
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import speed_metrics
 
+from data_scripts.files import write_atomically
 from data_scripts.hub import check_repo, upload
 from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from recipes.evaluation.generation import generate_actions, generate_answers
-from recipes.evaluation.report import write_atomically
 from recipes.metrics.three_d_qa.protocols import exact_match
 from recipes.publishing.checkpoint import checkpoint_files
 from recipes.publishing.upload import make_unevaluated_card
