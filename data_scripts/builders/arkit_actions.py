@@ -9,6 +9,7 @@ import numpy as np
 
 from ..arkitscenes import WITHOUT_3DOD, find_scans, open_scan
 from ..boxes import Box
+from ..paths import resolve_inside
 from ..roomplan import read_captured_room
 from ..views import UnreadableFileError
 from .action_questions import questions
@@ -156,7 +157,7 @@ def orient(box: Box, camera: np.ndarray, has_front: bool) -> Box:
 def _export(sources: Sources, video_id: str) -> Path | None:
     if sources.roomplan_root is None:
         return None
-    path = sources.roomplan_root / f"{video_id}.json"
+    path = resolve_inside(sources.roomplan_root, f"{video_id}.json", nested=False)
     return path if path.is_file() else None
 
 

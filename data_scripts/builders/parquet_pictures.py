@@ -57,22 +57,41 @@ def kind_of(column: pyarrow.DataType) -> str:
     if (types.is_list(column) or types.is_large_list(column)) and kind_of(column.value_type) == "string":
         return "strings"
     if types.is_struct(column) and column.get_field_index("bytes") >= 0:
-        return "image"
+        content = column.field("bytes").type
+        if types.is_binary(content) or types.is_large_binary(content):
+            return "image"
     return str(column)
 
 
 def read_rows(path: Path, table: HubTable, pictures: bool) -> Iterator[dict]:
-    """The rows of a Parquet file, in order; without `pictures` those stay unread, and the column "image" is left out.
+    """The rows of a Parquet file, in order; without `pictures` those stay unread, and the column "image" is left out. Bytes of a
+    text that are not UTF-8 become halves of surrogate pairs, which cannot be stored: they spoil one row, not all.
 
     Raises:
         InputError: the file is cut short or damaged.
     """
-    columns = [name for name, kind in table.columns.items() if kind != "image" or pictures]
+    kinds = {name: kind for name, kind in table.columns.items() if kind != "image" or pictures}
+    columns = [f"{name}.bytes" if kind == "image" else name for name, kind in kinds.items()]
     try:
         for batch in _open(*_key(path)).iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
-            yield from batch.to_pylist()
+            values = (_values(batch.column(name), kind) for name, kind in kinds.items())
+            yield from (dict(zip(kinds, row)) for row in zip(*values))
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path}: cut short or damaged ({' '.join(str(error).split())})") from None
+
+
+def _values(column: pyarrow.Array, kind: str) -> list:
+    """A column as Python has it, whatever bytes its texts hold."""
+    if kind == "image":
+        return column.to_pylist()
+    if kind == "string":
+        return [_text(content) for content in column.cast(pyarrow.large_binary()).to_pylist()]
+    lists = column.cast(pyarrow.large_list(pyarrow.large_binary())).to_pylist()
+    return [None if contents is None else [_text(content) for content in contents] for contents in lists]
+
+
+def _text(content: bytes | None) -> str | None:
+    return None if content is None else content.decode("utf-8", errors="surrogateescape")
 
 
 def read_picture_of_row(path: Path, row: int) -> bytes | None:

@@ -2,14 +2,15 @@
 """Single pictures, as files under an image root or as bytes of a Parquet file, and as they are stored."""
 
 import io
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import PIL.Image
 import PIL.ImageOps
 
 from ..frames import decode_picture
+from ..paths import path_fault
 from ..views import picture_size, read_bytes
-from .annotations import InputError
+from .left_out import BadRecordError
 from .scans import encode, shrink
 
 
@@ -39,18 +40,12 @@ def stored(
     return encode(image), upright.size, image.size
 
 
-def is_safe(image: object) -> bool:
-    """Whether `image` is a relative path that stays under the image root."""
-    return (
-        isinstance(image, str) and bool(image) and not image.startswith("/") and ".." not in PurePosixPath(image).parts
-    )
-
-
-def safe_path(where: str, image: object) -> str:
-    """`image`, if `is_safe`; raises `InputError`."""
-    if not is_safe(image):
-        raise InputError(f"{where}: the picture {image!r} is not a path under the image root")
+def check_picture(image: object) -> str:
+    """`image`, if it is a path under the image root; raises `BadRecordError`."""
+    fault = path_fault(image)
+    if fault is not None:
+        raise BadRecordError(f"the picture {image!r} is not a path under the image root: {fault}")
     return image
 
 
-__all__ = ["is_safe", "read_stored", "safe_path", "stored"]
+__all__ = ["check_picture", "read_stored", "stored"]

@@ -11,10 +11,12 @@ import numpy as np
 import PIL.Image
 
 from ..frames import Frame, SceneReader, scale_intrinsics
+from ..paths import path_fault, resolve_inside
 from ..scannet import Scan, has_recording, open_scan
 from ..views import UnreadableFileError, select_views
 from .annotations import InputError, SceneInput
 from .base import Options, PreparationBuilder, PreparedScene, Remark, Sources
+from .left_out import BadRecordError
 
 
 JPEG_QUALITY = 92
@@ -131,7 +133,8 @@ class ScanNetBuilder(PreparationBuilder):
     @classmethod
     def scan_of(cls, sources: Sources, scene: SceneInput) -> Scan:
         folders = scan_folders(sources.scannet_root, scene.scene_id)
-        folder, *others = folders or [sources.scannet_root[0] / scene.scene_id]  # gone since it was found: an error
+        # Gone since it was found: an error.
+        folder, *others = folders or [resolve_inside(sources.scannet_root[0], scene.scene_id, nested=False)]
         return open_scan(folder, others)
 
     @classmethod
@@ -143,6 +146,14 @@ class ScanNetBuilder(PreparationBuilder):
         return prepared_scene(views, scene.questions, remarks)
 
 
+def check_scene_id(scene_id: str) -> str:
+    """`scene_id`, if it is the name of a folder under a root; raises `BadRecordError`."""
+    fault = path_fault(scene_id, nested=False)
+    if fault is not None:
+        raise BadRecordError(f"'scene_id' {scene_id!r} is not the name of a folder of scans: {fault}")
+    return scene_id
+
+
 def scan_folders(roots: tuple[Path, ...], scene_id: str) -> list[Path]:
     """The folders of a scan under all roots, the one with its recording first; empty if no root has its recording.
 
@@ -151,8 +162,10 @@ def scan_folders(roots: tuple[Path, ...], scene_id: str) -> list[Path]:
 
     Raises:
         InputError: two of the folders have a recording.
+        UnsafePathError: `scene_id` is not the name of a folder.
     """
-    folders = [root / scene_id for root in roots if (root / scene_id).is_dir()]
+    places = [resolve_inside(root, scene_id, nested=False) for root in roots]
+    folders = [folder for folder in places if folder.is_dir()]
     recordings = {folder.resolve(): folder for folder in folders if has_recording(folder)}
     if len(recordings) > 1:
         first, second, *_ = recordings.values()
@@ -213,6 +226,7 @@ def _join(lacking: Counter) -> str:
 __all__ = [
     "ScanNetBuilder",
     "StoredView",
+    "check_scene_id",
     "encode",
     "prepared_scene",
     "read_scan",
