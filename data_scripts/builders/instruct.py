@@ -159,7 +159,7 @@ def _read_file(
     list_of_rows(path, records, "a list under 'data'" if documents else "a list of records")
     if documents:
         yield from read_docvqa(records, split, root, left_out)
-    elif isinstance(records[0], dict) and "imgname" in records[0]:
+    elif 2 * sum(isinstance(record, dict) and "imgname" in record for record in records) >= len(records):
         yield from read_chartqa(records, split, root, left_out, Counter())
     else:
         yield from read_llava(records, left_out)

@@ -17,6 +17,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,8 @@ def _read(path: Path) -> Iterator[Any]:
     try:
         check_encoding(path)
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
-            first = next((line for line in stream if line.strip()), "")
-        if _is_line_of_records(path, first):
+            first, second = islice(chain((line for line in stream if line.strip()), ("", "")), 2)
+        if _is_line_of_records(path, first, is_only=not second):
             with open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
                 yield from _read_lines(stream)
             return
@@ -172,17 +173,19 @@ def _read(path: Path) -> Iterator[Any]:
     yield from content
 
 
-def _is_line_of_records(path: Path, line: str) -> bool:
-    """Whether the first line of a file, which may be that of a JSON array, is a record by itself."""
+def _is_line_of_records(path: Path, line: str, is_only: bool) -> bool:
+    """Whether the first line of a file, which may be that of a JSON array, is a record by itself, or stands for one."""
+    of_lines = path.suffix.lower() == ".jsonl"
     try:
         record = parse_json(line)
     except JSONError:
         # A broken line, or the first one of a document of many.
-        return path.suffix.lower() == ".jsonl" and line.strip() not in ("[", "{")
+        return of_lines and line.strip() not in ("[", "{")
+    if of_lines and not is_only:
+        return True
     if isinstance(record, dict) and any(isinstance(record.get(key), list) for key in WRAPPERS):
         return False
-    lines = path.suffix.lower() == ".jsonl" or (isinstance(record, dict) and "images" in record)
-    return not isinstance(record, list) and lines
+    return not isinstance(record, list) and (of_lines or (isinstance(record, dict) and "images" in record))
 
 
 def _read_lines(lines: Iterable[str]) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..scannet import mesh_center
+from ..schema import check_question
 from ..views import UnreadableFileError
 from .annotations import (
     Annotations,
@@ -168,7 +169,8 @@ def _read_split(split: str, questions: LeftOut, annotations: LeftOut) -> list[di
                 "position": _read_numbers(row, "position", ("x", "y", "z")),
                 "rotation": _read_numbers(row, "rotation", ("_x", "_y", "_z", "_w")),
             }
-            answered[row["question_id"]] = number, row["scene_id"], fields
+            check_question(fields)
+            answered[row["question_id"]] = number, check_scene_id(row["scene_id"]), fields
 
     rows: list[dict] = []
     seen = {}
@@ -184,14 +186,14 @@ def _read_split(split: str, questions: LeftOut, annotations: LeftOut) -> list[di
             if question_id not in answered:
                 raise BadRecordError(f"question_id {question_id} has no annotation in {annotations.path.name}")
             _, scene_id, fields = answered[question_id]
-            if scene_id != row["scene_id"]:
+            if scene_id != check_scene_id(row["scene_id"]):
                 raise BadRecordError(
                     f"question_id {question_id} is about {row['scene_id']} here but about {scene_id} in "
                     f"{annotations.path.name}"
                 )
             rows += [
                 qa_row(
-                    scene_id=check_scene_id(scene_id),
+                    scene_id=scene_id,
                     question_id=f"{question_id}-{variant}" if variant else str(question_id),
                     question=row["question"],
                     task="sqa3d",
