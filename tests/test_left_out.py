@@ -13,19 +13,20 @@ import pytest
 import yaml
 from hostile import count
 from hostile.annotations import VALUES
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scannet_dump import write_scan, write_scanqa
 from stage1_releases import CHARTQA_FEATURES, DOCVQA_FEATURES, encoded
 
 from data_scripts.boxes import Box
 from data_scripts.builders.action_questions import questions
-from data_scripts.builders.annotations import InputError, SceneInput
+from data_scripts.builders.annotations import Annotations, InputError, SceneInput
 from data_scripts.builders.base import Options, PreparedScene, Sources
 from data_scripts.builders.instruct import Instruct
-from data_scripts.builders.left_out import LeftOut
+from data_scripts.builders.left_out import BadRecordError, LeftOut
 from data_scripts.builders.reading import describe_failure, read_scenes
 from data_scripts.builders.scans import ScanNetBuilder, StoredView
+from data_scripts.builders.val_share import split_validation
 from data_scripts.instruct_sources import parse_sources
 from data_scripts.licences import Origin, card_metadata, describe_licences, find_origin
 from data_scripts.plain import plain
@@ -284,8 +285,10 @@ def test_hostile_lists_of_sources(tmp_path):
         st.text(st.characters(codec=None), max_size=40) | st.sampled_from(["chair", "tv_monitor"]), max_size=4
     ),
     identifiers=st.lists(st.text(st.characters(codec=None), max_size=8), min_size=4, max_size=4),
-    numbers=st.lists(st.floats(-1e6, 1e6), min_size=24, max_size=24),
+    numbers=st.lists(st.floats(-0.5, 0.5) | st.floats(-1e6, 1e6), min_size=24, max_size=24),
 )
+@example(["chair"], ["\ud800"] * 4, [0.0] * 24)
+@example(["chair", "tv_monitor"], ["list_objects-tv monitor", "b", "c", "d"], [0.0] * 24)
 def test_questions_about_any_boxes(labels, identifiers, numbers):
     """Catches labels, identifiers and places of a stranger's boxes for which no question can be made, and ends by another error
     than one that leaves the scene out."""
@@ -298,10 +301,22 @@ def test_questions_about_any_boxes(labels, identifiers, numbers):
     ]  # fmt: skip
     try:
         rows = questions("41", boxes, [view], Options(), False, [])
-    except SchemaError as error:
+        scene = PreparedScene([b"a"], ["0"], None, rows)
+        scene.check()
+    except (SchemaError, BadRecordError) as error:
         assert "question_id" in str(error)
         return
     assert all(json.loads(row["action"]) for row in rows)
+    assert rows or identifiers[0] != "list_objects-tv monitor"
+
+
+@settings(derandomize=True, deadline=None, max_examples=100, database=None)
+@given(names=st.lists(st.text(min_size=1, max_size=20), unique=True), share=st.floats(1e-9, 1, exclude_max=True))
+def test_any_names_are_split(names, share):
+    """Catches a picture that is in both splits, or in none, whatever it is called."""
+    scenes = [SceneInput(name) for name in names]
+    parts = split_validation(Annotations({"train": scenes}), share).scenes
+    assert sorted(scene.scene_id for part in parts.values() for scene in part) == sorted(names)
 
 
 def test_scene_input_keeps_what_it_is_given():

@@ -10,6 +10,7 @@ import numpy as np
 from ..arkitscenes import WITHOUT_3DOD, find_scans, open_scan
 from ..boxes import Box
 from ..paths import resolve_inside
+from ..plain import plain
 from ..roomplan import read_captured_room
 from ..views import UnreadableFileError
 from .action_questions import questions
@@ -89,7 +90,7 @@ class ArkitActions(PreparationBuilder):
                 first = min(exports - found.keys())
                 count = len(exports - found.keys())
                 notes.append(
-                    f"{count} RoomPlan exports are of no scan, and have no pictures: skipped; the first: {first}"
+                    f"{count} RoomPlan exports are of no scan, and have no pictures: skipped; the first: {plain(first)}"
                 )
         scenes: dict[str, list[SceneInput]] = {}
         for video_id, place in found.items():
