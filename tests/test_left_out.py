@@ -4,6 +4,7 @@
 import errno
 import json
 import os
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -27,6 +28,7 @@ from data_scripts.builders.left_out import BadRecordError, LeftOut
 from data_scripts.builders.reading import describe_failure, read_scenes
 from data_scripts.builders.scans import ScanNetBuilder, StoredView
 from data_scripts.builders.val_share import split_validation
+from data_scripts.download_arkitscenes import find_videos
 from data_scripts.instruct_sources import parse_sources
 from data_scripts.licences import Origin, card_metadata, describe_licences, find_origin
 from data_scripts.plain import plain
@@ -308,6 +310,35 @@ def test_questions_about_any_boxes(labels, identifiers, numbers):
         return
     assert all(json.loads(row["action"]) for row in rows)
     assert rows or identifiers[0] != "list_objects-tv monitor"
+
+
+def test_hostile_lists_of_videos(tmp_path):
+    """Catches a CSV field of 131 kB, another encoding, or an id that is a path, which end in a traceback or leave the folder."""
+    path = tmp_path / "videos.csv"
+    ids = ["../41", "/etc/passwd", "4" * 5000, "\0", "C:\\1", "", "٤١", "nan", '"', "4\r1", "a" * 200_000]
+    cases = {ascii(name)[:40]: f"video_id,fold\n{name},Training\n".encode() for name in ids}
+    cases |= {f"fold {name[:9]!a}": f"video_id,fold\n41,{name}\n".encode() for name in ids}
+    good = "video_id,fold\n41,Training\n"
+    cases |= {
+        "UTF-16": good.encode("utf-16"),
+        "not UTF-8": good.encode() + b"\xff\n",
+        "nothing": b"",
+        "binary": bytes(range(256)) * 9,
+    }
+    cases |= {
+        "byte order mark": good.encode("utf-8-sig"),
+        "too many": good.encode() + b"42,Training,3,4\n",
+        "few": good.encode() + b"42\n",
+    }
+
+    def attempt(content):
+        path.write_bytes(content)
+        args = SimpleNamespace(video_id=None, video_id_csv=path, split=None)
+        assert set(find_videos(args)) <= {("Training", "41"), ("Training", "42")}
+
+    counts = count("lists of videos", cases.items(), attempt, (ValueError,), lambda what, case: "videos.csv")
+    assert counts.tracebacks == [], "\n".join(counts.tracebacks)[-3000:]
+    assert counts.accepted == 2
 
 
 @settings(derandomize=True, deadline=None, max_examples=100, database=None)
