@@ -30,12 +30,12 @@ from .builders import BUILDERS
 from .builders.annotations import Annotations, InputError
 from .builders.base import ACTIONS, Options, PreparationBuilder, Sources
 from .builders.instruct import Instruct
-from .builders.reading import describe_failure
 from .builders.repo import MANIFEST, Preparation, PreparationError, origin_of, prepare_repo, read_annotations
 from .card import THIS_REPO
 from .hub import UploadError, check_names, check_repo, check_token, upload
 from .instruct_sources import check_sources, parse_sources
 from .licences import Origin
+from .plain import plain
 from .scannet import scan_roots
 from .views import VIEW_SELECTIONS, UnreadableFileError
 
@@ -277,7 +277,7 @@ def _report(preparation: Preparation, output: Path) -> None:
     for note in preparation.notes:
         print(f"note: {note}")
     for failure in preparation.left_out:
-        print(f"left out: {describe_failure(failure)}")
+        print(f"left out: scene {plain(failure['scene_id'])}: {plain(failure['file'])}: {failure['reason']}")
     if preparation.found:
         print(f"{preparation.found} scenes had been read by an interrupted run")
     for split, counts in preparation.counts.items():
