@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ..frames import Frame, SceneReader, scale_intrinsics
+from ..frames import Frame, SceneReader, View, scale_intrinsics
+from ..pictures import encode_png, is_plain, open_picture
 from ..scannet import Scan, has_recording, open_scan
 from ..views import UnreadableFileError, select_views
 from .annotations import InputError, SceneInput
@@ -193,10 +194,9 @@ def _posed_frames(scan: SceneReader, remarks: list[Remark]) -> list[Frame]:
 def _store(scan: SceneReader, frame: Frame, image_size: int | None) -> StoredView:
     view = scan.load(frame)
     image = shrink(view.image, image_size)
-    unchanged = image is view.image and view.encoded is not None
     return StoredView(
         frame_id=view.frame_id,
-        image=view.encoded if unchanged else encode(image),
+        image=_encoded(view) if image is view.image and view.encoded is not None else encode(image),
         size=image.size,
         world_to_camera=view.world_to_camera,
         intrinsics=None if view.intrinsics is None else scale_intrinsics(view.intrinsics, view.image.size, image.size),
@@ -204,6 +204,12 @@ def _store(scan: SceneReader, frame: Frame, image_size: int | None) -> StoredVie
         depth=view.depth,
         depth_intrinsics=view.depth_intrinsics,
     )
+
+
+def _encoded(view: View) -> bytes:
+    """A view's own bytes, or a PNG if not every reader would take them for its picture."""
+    with open_picture(view.encoded, view.frame_id) as picture:
+        return view.encoded if is_plain(picture) else encode_png(view.image)
 
 
 def _join(lacking: Counter) -> str:
