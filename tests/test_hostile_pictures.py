@@ -4,6 +4,8 @@
 import resource
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hostile import count
 from hostile.pictures import bombs, cases, flip
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from picture_kinds import kinds
 
+from data_scripts.builders.parquet_pictures import read_picture_of_row
 from data_scripts.limits import MAX_PICTURE_PIXELS
 from data_scripts.pictures import decode_picture, picture_size, plain_picture
 from data_scripts.views import UnreadableFileError
@@ -75,3 +78,23 @@ def test_some_scans_are_usual_and_thousands_are_not():
     with pytest.raises(UnreadableFileError, match="scans.jpg: .*20009 scans"):
         decode_picture(bombs()["scans.jpg"], "scans.jpg")
     decode_picture(SMALL["progressive.jpg"], "progressive.jpg")
+
+
+@pytest.mark.parametrize(
+    ("pictures", "dictionary"), [([bytes(1_000_000)] * 200, False), ([bytes(500_000)] * 300, True)]
+)
+def test_parquet_that_unpacks_to_a_thousand_times_its_size(tmp_path, pictures, dictionary):
+    """Catches a group of rows that is read whole, whatever it comes to: pages of zeros, and one picture for many rows."""
+    column = pyarrow.array([{"bytes": content} for content in pictures], pyarrow.struct([("bytes", pyarrow.binary())]))
+    path = tmp_path / "bomb.parquet"
+    table = pyarrow.table({"image": column})
+    pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=dictionary)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(
+        UnreadableFileError, match="bomb.parquet: the pictures of row group 0 unpack to more than 64 MiB"
+    ):
+        read_picture_of_row(path, 5)
+    noise = [np.random.default_rng(seed).bytes(100_000) for seed in range(20)]
+    column = pyarrow.array([{"bytes": content} for content in noise], pyarrow.struct([("bytes", pyarrow.binary())]))
+    pyarrow.parquet.write_table(pyarrow.table({"image": column}), tmp_path / "good.parquet", row_group_size=12)
+    assert [read_picture_of_row(tmp_path / "good.parquet", row) for row in range(20)] == noise

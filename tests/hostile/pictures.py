@@ -10,8 +10,8 @@ from functools import cache
 
 import numpy as np
 import picture_kinds
-from PIL import Image
 from picture_kinds import chunk, png, save
+from PIL import Image
 
 
 PER_KIND = 38
