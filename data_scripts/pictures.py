@@ -32,7 +32,8 @@ def _without_its_package(name: str):
 
 
 _conversion = _without_its_package("pictures_vggt_qwen3")
-FORMATS, to_rgb, upright_size = _conversion.FORMATS, _conversion.to_rgb, _conversion.upright_size
+FORMATS, orientation_of = _conversion.FORMATS, _conversion.orientation_of
+to_rgb, upright_size = _conversion.to_rgb, _conversion.upright_size
 
 
 @contextmanager
@@ -65,21 +66,29 @@ def open_picture(content: bytes, where: str | Path) -> Iterator[PIL.Image.Image]
         raise UnreadableFileError(where, f"not a readable picture ({describe_decoding_error(error)})") from None
 
 
-def decode_picture(content: bytes, where: str | Path, at_least: int | None = None) -> PIL.Image.Image:
+def decode_picture(
+    content: bytes, where: str | Path, at_least: int | None = None, size: tuple[int, int] | None = None
+) -> PIL.Image.Image:
     """Decodes a whole picture.
 
     Args:
         content, where: as in `open_picture`.
         at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, which is faster, as long as no
             side gets shorter than so many pixels.
+        size: (width, height) that the picture must have, where what it comes from states it.
 
     Returns:
         the picture, RGB and upright, see `to_rgb`.
 
     Raises:
-        UnreadableFileError: as `open_picture`.
+        UnreadableFileError: as `open_picture`, or the picture is not of `size`.
     """
     with open_picture(content, where) as picture:
+        if size not in (None, picture.size):  # before its pixels are unpacked
+            fault = (
+                f"a picture of {' x '.join(map(str, picture.size))} pixels, stated are {' x '.join(map(str, size))}"
+            )
+            raise UnreadableFileError(where, fault)
         if at_least is not None:
             picture.draft("RGB", (at_least, at_least))
         return to_rgb(picture)
@@ -102,7 +111,7 @@ def is_plain(picture: PIL.Image.Image) -> bool:
         picture.format in ("JPEG", "MPO", "PNG", "WEBP")  # MPO: JPEGs of phones and of cameras with a preview behind
         and picture.mode in ("RGB", "L")
         and not picture.has_transparency_data
-        and _conversion.orientation_of(picture) == 1
+        and orientation_of(picture) == 1
     )
 
 
@@ -141,6 +150,7 @@ __all__ = [
     "encode_png",
     "is_plain",
     "open_picture",
+    "orientation_of",
     "picture_size",
     "plain_picture",
     "to_rgb",

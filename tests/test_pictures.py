@@ -13,16 +13,21 @@ import numpy as np
 import picture_kinds
 import pytest
 from PIL import Image
+from scannet_dump import write_scan
+from toys import toy_config, toy_geometry, toy_processor
 
+from data_scripts.builders.base import Options
+from data_scripts.builders.scans import read_scan
 from data_scripts.pictures import decode_picture, open_picture, plain_picture, to_rgb
 from data_scripts.prepare import main as prepare
+from data_scripts.scannet import open_scan
 from data_scripts.schema import EMPTY_QUESTION, QA_FEATURES, SCENES_FEATURES
 from data_scripts.view import main as view
 from data_scripts.views import UnreadableFileError
 from modeling_vggt_qwen3 import VggtQwen3ImageProcessorPil
 from recipes.ask import read_photo
 from recipes.feature_store import scene_entries
-from recipes.training.data import SceneDataset
+from recipes.training.data import SceneDataset, decode_for
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged EXIF data
@@ -190,8 +195,6 @@ def test_large_jpeg_that_is_turned_is_decoded_smaller():
     columns, rows = np.meshgrid(np.linspace(0, 1, 224), np.linspace(0, 1, 112))
     array = (np.stack([columns, rows, columns * rows], -1) * 255).astype(np.uint8)
     content = picture_kinds.save(Image.fromarray(array), "JPEG", quality=95, exif=picture_kinds.exif(6))
-    from recipes.training.data import decode_for
-
     processor = VggtQwen3ImageProcessorPil(image_size=56)  # upright it is 112 x 224, which becomes 56 x 112
     with open_picture(content, "turned.jpg") as picture:
         decode_for(picture, processor)
@@ -208,3 +211,36 @@ def test_page_of_a_scene_shows_the_same(folder, tmp_path):
         assert view([str(folder / "old"), "--scene", name, "--output", str(page)]) == 0
         (encoded,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page.read_text())
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded)))), KINDS[name][1])
+
+
+def test_frame_that_is_turned_without_its_camera(tmp_path):
+    """Catches a frame that EXIF data turn upright, while pose and intrinsics are those of the picture as it lies."""
+    folder = write_scan(tmp_path, "scene0000_00", frames=(0,))
+    path = folder / "color" / "0.jpg"
+    size = Image.open(path).size
+    Image.open(path).save(path, exif=picture_kinds.exif(3))
+    with pytest.raises(UnreadableFileError, match="scene0000_00: frame 0: its EXIF data turn it, but not its camera"):
+        read_scan(open_scan(folder), Options())
+    (view,), _ = read_scan(open_scan(folder), Options(geometry="none"))
+    assert Image.open(io.BytesIO(view.image)).format == "PNG" and view.size == size
+    for image in (Image.new("L", size, 100), Image.new("CMYK", size)):  # stored as every reader takes it
+        image.save(path)
+        (view,), _ = read_scan(open_scan(folder), Options())
+        assert Image.open(io.BytesIO(view.image)).mode == ("L" if image.mode == "L" else "RGB")
+
+
+def test_cameras_are_of_the_upright_picture():
+    """Catches intrinsics, in pixels of the upright picture, that are scaled by the sides of the one that lies."""
+    processor = toy_processor(toy_config("mlp"))
+    lying, geometry = Image.open(io.BytesIO(KINDS["exif6.jpg"][0])), toy_geometry(1)
+    upright = decode_picture(KINDS["exif6.jpg"][0], "exif6.jpg")
+    assert lying.size == upright.size[::-1]
+    inputs = [processor(images=[[image]], text=["Hi"], geometry=[geometry]) for image in (lying, upright)]
+    assert np.array_equal(inputs[0]["pixel_values"], inputs[1]["pixel_values"])
+    assert np.array_equal(inputs[0]["intrinsics"], inputs[1]["intrinsics"])
+
+
+def test_conversion_travels_with_the_processor(tmp_path):
+    """Catches a checkpoint whose image processor needs a file that it did not bring."""
+    VggtQwen3ImageProcessorPil().save_pretrained(tmp_path)
+    assert (tmp_path / "pictures_vggt_qwen3.py").is_file()
