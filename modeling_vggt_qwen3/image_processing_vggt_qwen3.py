@@ -78,6 +78,8 @@ class VggtQwen3ImageProcessorPil(PilBackend):
             array = super().process_image(image, do_convert_rgb=False)  # channels first
             if np.issubdtype(array.dtype, np.floating):
                 array = (array * 255).round().clip(0, 255)
+            elif array.dtype != np.uint8 and not 0 <= array.min() <= array.max() <= 255:
+                raise ValueError(f"Arrays of images hold uint8, or floats in [0, 1]; got {array.dtype} beyond 255.")
             array = np.moveaxis(array.astype(np.uint8), 0, -1)
             image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
         return to_rgb(image)

@@ -244,3 +244,20 @@ def test_conversion_travels_with_the_processor(tmp_path):
     """Catches a checkpoint whose image processor needs a file that it did not bring."""
     VggtQwen3ImageProcessorPil().save_pretrained(tmp_path)
     assert (tmp_path / "pictures_vggt_qwen3.py").is_file()
+
+
+def test_images_of_every_mode():
+    """Catches a mode that Pillow has and no file brings: premultiplied alpha, a palette with alpha, other byte orders."""
+    processor, array = VggtQwen3ImageProcessorPil(), picture_kinds.smooth(3)
+    image = Image.fromarray(array)
+    for mode in ("1", "L", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LA"):
+        assert processor.process_image(image.convert(mode)).mode == "RGB", mode
+    for mode in ("LAB", "PA", "RGBa"):
+        assert processor.process_image(Image.new(mode, image.size)).mode == "RGB", mode
+    wide = picture_kinds.smooth(1, 65535, np.uint16)[..., 0]
+    expected = np.repeat((wide >> 8).astype(np.uint8)[..., None], 3, -1)
+    for mode, order in (("I;16", "<u2"), ("I;16L", "<u2"), ("I;16B", ">u2"), ("I", "<i4")):
+        converted = Image.frombytes(mode, image.size, wide.astype(order).tobytes())
+        assert np.array_equal(processor.process_image(converted), expected), mode
+    with pytest.raises(ValueError, match="no white"):
+        processor.process_image(Image.new("F", (4, 4)))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_scripts.pictures import open_picture, picture_size, to_rgb, upright_size
 from data_scripts.schema import missing_columns
+from data_scripts.views import UnreadableFileError
 from modeling_vggt_qwen3 import VggtQwen3ImageProcessorPil
 
 from .store import FeatureStore, StoreEntry
@@ -156,11 +157,16 @@ class SceneDataset:
         images, sizes = [], []
         for view in views:
             where = f"{self.path}, scene {row['scene_id']}, view {view}"
-            with open_picture(row["images"][view]["bytes"], where) as image:
-                sizes.append(upright_size(image))
-                if image_processor is not None:
-                    decode_for(image, image_processor)
-                images.append(to_rgb(image))
+            try:
+                with open_picture(row["images"][view]["bytes"], where) as image:
+                    sizes.append(upright_size(image))
+                    if image_processor is not None:
+                        decode_for(image, image_processor)
+                    images.append(to_rgb(image))
+            except (
+                UnreadableFileError
+            ) as error:  # which a data loader's process cannot hand on: it takes a message alone
+                raise ValueError(str(error)) from None
         return images, sizes, None if row["geometry"] is None else geometry_of(row["geometry"], views)
 
     def questions(self, rows: Sequence[int]) -> list[dict]:
