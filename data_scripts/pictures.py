@@ -66,29 +66,21 @@ def open_picture(content: bytes, where: str | Path) -> Iterator[PIL.Image.Image]
         raise UnreadableFileError(where, f"not a readable picture ({describe_decoding_error(error)})") from None
 
 
-def decode_picture(
-    content: bytes, where: str | Path, at_least: int | None = None, size: tuple[int, int] | None = None
-) -> PIL.Image.Image:
+def decode_picture(content: bytes, where: str | Path, at_least: int | None = None) -> PIL.Image.Image:
     """Decodes a whole picture.
 
     Args:
         content, where: as in `open_picture`.
         at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, which is faster, as long as no
             side gets shorter than so many pixels.
-        size: (width, height) that the picture must have, where what it comes from states it.
 
     Returns:
         the picture, RGB and upright, see `to_rgb`.
 
     Raises:
-        UnreadableFileError: as `open_picture`, or the picture is not of `size`.
+        UnreadableFileError: as `open_picture`.
     """
     with open_picture(content, where) as picture:
-        if size not in (None, picture.size):  # before its pixels are unpacked
-            fault = (
-                f"a picture of {' x '.join(map(str, picture.size))} pixels, stated are {' x '.join(map(str, size))}"
-            )
-            raise UnreadableFileError(where, fault)
         if at_least is not None:
             picture.draft("RGB", (at_least, at_least))
         return to_rgb(picture)
