@@ -163,9 +163,8 @@ class SceneDataset:
                     if image_processor is not None:
                         decode_for(image, image_processor)
                     images.append(to_rgb(image))
-            except (
-                UnreadableFileError
-            ) as error:  # which a data loader's process cannot hand on: it takes a message alone
+            except UnreadableFileError as error:
+                # A data loader's process cannot hand it on: it has two arguments.
                 raise ValueError(str(error)) from None
         return images, sizes, None if row["geometry"] is None else geometry_of(row["geometry"], views)
 
