@@ -14,6 +14,10 @@ from .annotations import InputError
 
 
 ROWS_PER_BATCH = 64  # with their pictures in memory
+ROWS_PER_READ = 8  # of pictures, until their size is looked at
+# Pictures are compressed already: what unpacks to more than so many times its file, or to more than a small group, is a bomb.
+MAX_EXPANSION = 10
+SMALL_GROUP = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -124,12 +128,28 @@ def _open(path: str, time: int) -> pyarrow.parquet.ParquetFile:
 
 @lru_cache(maxsize=1)  # scenes are read in the order of the rows
 def _pictures_of_group(path: str, time: int, group: int) -> pyarrow.ChunkedArray:
-    """`[rows of the group]` encoded pictures."""
+    """`[rows of the group]` encoded pictures.
+
+    Raises:
+        UnreadableFileError: the file is cut short or damaged, or the group unpacks to more than pictures can.
+    """
+    limit = max(SMALL_GROUP, MAX_EXPANSION * Path(path).stat().st_size)
+    too_large = UnreadableFileError(path, f"the pictures of row group {group} unpack to more than {limit >> 20} MiB")
+    chunks, size = [], 0
     try:
-        column = _open(path, time).read_row_group(group, columns=["image.bytes"]).column("image")
+        file = _open(path, time)
+        columns = map(file.metadata.row_group(group).column, range(file.metadata.num_columns))
+        if sum(column.total_uncompressed_size for column in columns if column.path_in_schema == "image.bytes") > limit:
+            raise too_large
+        # Pages that repeat one picture for many rows come to more than the file states.
+        for batch in file.iter_batches(ROWS_PER_READ, row_groups=[group], columns=["image.bytes"]):
+            size += batch.nbytes
+            if size > limit:
+                raise too_large
+            chunks.append(batch.column("image").field("bytes"))
     except (OSError, pyarrow.ArrowException) as error:
         raise UnreadableFileError(path, f"cut short or damaged ({' '.join(str(error).split())})") from None
-    return pyarrow.chunked_array([chunk.field("bytes") for chunk in column.chunks])
+    return pyarrow.chunked_array(chunks)
 
 
 __all__ = ["HubTable", "find_table", "kind_of", "read_picture_of_row", "read_rows"]

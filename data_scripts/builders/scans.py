@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ..frames import Frame, SceneReader, scale_intrinsics
+from ..frames import Frame, SceneReader, View, scale_intrinsics
 from ..paths import path_fault, resolve_inside
+from ..pictures import encode_png, is_plain, open_picture, orientation_of
 from ..scannet import Scan, has_recording, open_scan
 from ..views import UnreadableFileError, select_views
 from .annotations import InputError, SceneInput
@@ -206,10 +207,10 @@ def _posed_frames(scan: SceneReader, remarks: list[Remark]) -> list[Frame]:
 def _store(scan: SceneReader, frame: Frame, image_size: int | None) -> StoredView:
     view = scan.load(frame)
     image = shrink(view.image, image_size)
-    unchanged = image is view.image and view.encoded is not None
+    encoded = None if view.encoded is None else _encoded(view, scan.folder)
     return StoredView(
         frame_id=view.frame_id,
-        image=view.encoded if unchanged else encode(image),
+        image=encoded if encoded is not None and image is view.image else encode(image),
         size=image.size,
         world_to_camera=view.world_to_camera,
         intrinsics=None if view.intrinsics is None else scale_intrinsics(view.intrinsics, view.image.size, image.size),
@@ -217,6 +218,19 @@ def _store(scan: SceneReader, frame: Frame, image_size: int | None) -> StoredVie
         depth=view.depth,
         depth_intrinsics=view.depth_intrinsics,
     )
+
+
+def _encoded(view: View, folder: Path) -> bytes:
+    """A view's own bytes, or a PNG if not every reader would take them for its picture.
+
+    Raises:
+        UnreadableFileError: its EXIF data turn the picture, and nothing turns its camera.
+    """
+    with open_picture(view.encoded, folder) as picture:
+        if view.intrinsics is not None and orientation_of(picture) not in (1, None):
+            reason = f"frame {view.frame_id}: its EXIF data turn it, but not its camera; save it without them"
+            raise UnreadableFileError(folder, reason)
+        return view.encoded if is_plain(picture) else encode_png(view.image)
 
 
 def _join(lacking: Counter) -> str:
