@@ -8,12 +8,17 @@ whatever a model predicts, so it should share as much as possible with the other
 
 import hashlib
 import io
+import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
+
+from .limits import MAX_FILE_BYTES
 
 
 if TYPE_CHECKING:  # the readers need this module
@@ -42,13 +47,41 @@ class UnreadableFileError(ValueError):
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of `path`; raises `UnreadableFileError` if it cannot be read."""
+    """The content of `path`.
+
+    Raises:
+        UnreadableFileError: it cannot be read, is no regular file (a pipe would be waited for without end) or holds more than
+            `MAX_FILE_BYTES`.
+    """
     try:
-        return path.read_bytes()
+        with open(path, "rb", opener=_open_without_waiting) as stream:
+            status = os.fstat(stream.fileno())
+            if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_FILE_BYTES:
+                return stream.read()
     except FileNotFoundError:
         raise UnreadableFileError(path, "missing") from None
     except OSError as error:
         raise UnreadableFileError(path, f"cannot be read ({error.strerror})") from None
+    except ValueError as error:  # a NUL or half a surrogate pair in the path
+        raise UnreadableFileError(path, f"not a path ({error})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableFileError(path, "not a regular file")
+    raise UnreadableFileError(path, f"{status.st_size} bytes, more than {MAX_FILE_BYTES >> 20} MiB")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; raises `UnreadableFileError` if it cannot be read or is not JSON."""
+    content = read_bytes(path)
+    try:
+        return json.loads(content)
+    except ValueError as error:  # includes bytes that are not UTF-8 and integers of thousands of digits
+        raise UnreadableFileError(path, f"not a JSON file ({error})") from None
+    except RecursionError:
+        raise UnreadableFileError(path, "not a JSON file that can be read (nested too deeply)") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_picture(path: Path) -> tuple[bytes, tuple[int, int]]:
@@ -303,6 +336,7 @@ __all__ = [
     "picture_fault",
     "picture_size",
     "read_bytes",
+    "read_json",
     "read_picture",
     "select_coverage",
     "select_views",
