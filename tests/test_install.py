@@ -242,8 +242,9 @@ def test_no_direct_dependency_is_under_the_gpl():
                 metadata = importlib.metadata.metadata(line.split("==")[0])
             except importlib.metadata.PackageNotFoundError:  # of an extra that is not installed here
                 continue
-            licence = [metadata["License-Expression"], metadata["License"], *metadata.get_all("Classifier", [])]
-            found = re.search(r"GPL|GNU [\w ]*GENERAL PUBLIC", " ".join(filter(None, licence)), re.IGNORECASE)
+            own = (metadata["License"] or "")[:200]  # what follows, of some, are the licences of what they bundle
+            licence = " ".join([metadata["License-Expression"] or "", own, *metadata.get_all("Classifier", [])])
+            found = re.search(r"GPL|GNU [\w ]*GENERAL PUBLIC", licence, re.IGNORECASE)
             assert not found, f"{line}: {found}"
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..frames import DEPTH_BINS, is_rigid, scale_intrinsics
+from ..frames import DEPTH_BINS, describe_geometry_fault, describe_intrinsics_fault, is_rigid, scale_intrinsics
 from ..views import UnreadableFileError
 from .annotations import Annotations, InputError, SceneInput, describe, load_json, qa_row, split_of_name
 from .base import Options, PreparationBuilder, PreparedScene, Sources
@@ -225,7 +225,7 @@ def _geometry(token: Any, num_views: int) -> dict[str, list] | None:
     for name, shape in GEOMETRY_SHAPES.items():
         try:
             numbers = np.array(token[name], dtype=np.float64)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise _UnusableRecord(f"geom_token has no numbers '{name}'") from None
         if numbers.size != num_views * int(np.prod(shape)):
             raise _UnusableRecord(f"geom_token '{name}' does not hold {num_views} x {int(np.prod(shape))} numbers")
@@ -236,11 +236,16 @@ def _geometry(token: Any, num_views: int) -> dict[str, list] | None:
     poses[:, :3, :3], poses[:, :3, 3] = arrays["R"], arrays["t"]
     if not all(map(is_rigid, poses)):
         raise _UnusableRecord("geom_token 'R' is not a rotation")
-    if (arrays["K"][:, [0, 1], [0, 1]] <= 0).any():
-        raise _UnusableRecord("geom_token 'K' has a focal length that is not positive")
     poses = np.linalg.inv(poses)
     arrays["R"], arrays["t"] = poses[:, :3, :3], poses[:, :3, 3]
-    return {name: array.tolist() for name, array in arrays.items()}
+    geometry = {name: array.tolist() for name, array in arrays.items()}
+    fault = describe_geometry_fault(geometry)  # as they will be stored: 1e39 passes the check above
+    if fault is not None:
+        raise _UnusableRecord(f"geom_token: {fault}")
+    fault = describe_intrinsics_fault(arrays["K"])
+    if fault is not None:
+        raise _UnusableRecord(f"geom_token 'K': {fault}")
+    return geometry
 
 
 def _depth_hist(histograms: Any, num_views: int) -> Any:
