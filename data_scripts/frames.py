@@ -218,10 +218,11 @@ def describe_geometry_fault(geometry: dict[str, list]) -> str | None:
         geometry: `R`, `t`, `K`, `depth_hist` with one entry per view, as arrays or nested lists.
     """
     for name, numbers in geometry.items():
-        for view, entry in enumerate(numbers):
-            wrong = np.asarray(entry, dtype=np.float64)[~is_storable(entry)]
-            if wrong.size:
-                return f"{name} of view {view} holds {wrong[0]:g}: not finite, or beyond {LARGEST_NUMBER:.0e}"
+        numbers = np.asarray(numbers, dtype=np.float64)
+        wrong = np.argwhere(~is_storable(numbers))
+        if len(wrong):
+            number = numbers[tuple(wrong[0])]
+            return f"{name} of view {wrong[0][0]} holds {number:g}: not finite, or beyond {LARGEST_NUMBER:.0e}"
     return None
 
 

@@ -58,7 +58,8 @@ def _vertices(content: bytes) -> np.ndarray:
     if len(content) < expected:
         raise _Malformed(f"cut short: {len(content)} bytes, expected at least {expected}")
     table = np.frombuffer(content[start:], dtype=row, count=count) if count else np.empty(0, row)
-    return np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=1)
+    with np.errstate(invalid="ignore"):  # of a NaN
+        return np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=1)
 
 
 def _text_vertices(content: bytes, count: int, columns: list[str]) -> np.ndarray:

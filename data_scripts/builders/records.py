@@ -232,20 +232,19 @@ def _geometry(token: Any, num_views: int) -> dict[str, list] | None:
         if not np.isfinite(numbers).all():
             raise _UnusableRecord(f"geom_token '{name}' holds a number that is not finite")
         arrays[name] = numbers.reshape(num_views, *shape)
+    fault = describe_geometry_fault(arrays)  # as they will be stored: 1e39 passes the check above
+    if fault is not None:
+        raise _UnusableRecord(f"geom_token: {fault}")
+    fault = describe_intrinsics_fault(arrays["K"])
+    if fault is not None:
+        raise _UnusableRecord(f"geom_token 'K': {fault}")
     poses = np.tile(np.eye(4), (num_views, 1, 1))
     poses[:, :3, :3], poses[:, :3, 3] = arrays["R"], arrays["t"]
     if not all(map(is_rigid, poses)):
         raise _UnusableRecord("geom_token 'R' is not a rotation")
     poses = np.linalg.inv(poses)
     arrays["R"], arrays["t"] = poses[:, :3, :3], poses[:, :3, 3]
-    geometry = {name: array.tolist() for name, array in arrays.items()}
-    fault = describe_geometry_fault(geometry)  # as they will be stored: 1e39 passes the check above
-    if fault is not None:
-        raise _UnusableRecord(f"geom_token: {fault}")
-    fault = describe_intrinsics_fault(arrays["K"])
-    if fault is not None:
-        raise _UnusableRecord(f"geom_token 'K': {fault}")
-    return geometry
+    return {name: array.tolist() for name, array in arrays.items()}
 
 
 def _depth_hist(histograms: Any, num_views: int) -> Any:
