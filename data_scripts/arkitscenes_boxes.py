@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .boxes import Box, describe_fault, list_of_numbers, name_of
+from .limits import MAX_BOXES
 from .views import UnreadableFileError, read_json
 
 
@@ -49,11 +50,14 @@ def read_annotation(path: Path) -> tuple[list[Box], list[str]]:
         kept as it is, `known` being False.
 
     Raises:
-        UnreadableFileError: the file is missing, no JSON, or an entry lacks a key or has one of another type.
+        UnreadableFileError: the file is missing, no JSON, an entry lacks a key or has one of another type, or there are more than
+            `MAX_BOXES`.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
         raise UnreadableFileError(path, "not an annotation: an object with the list 'data' is expected")
+    if len(content["data"]) > MAX_BOXES:
+        raise UnreadableFileError(path, f"'data' has {len(content['data'])} entries, more than {MAX_BOXES}")
     boxes, problems = [], []
     if content.get("skipped"):
         problems.append(f"{path.name}: marked as skipped by the annotators: boxes may be missing")

@@ -9,6 +9,7 @@ with these bounds before it takes memory for it.
 MAX_PICTURE_PIXELS = 64_000_000
 MAX_FILE_BYTES = 512 << 20  # of a file that is read whole: text, JSON, a picture; a sparse one can state a terabyte
 MAX_FRAMES = 1_000_000  # of a stream: nine hours at 30 per second
+MAX_BOXES = 1_000  # of a room, which has dozens: what tells n boxes apart compares each with each
 # Metres, and pixels of a camera: float32, in which both are stored, tells decimetres apart up to here. Its squares stay finite.
 LARGEST_NUMBER = 1e6
 SMALLEST_FOCAL_LENGTH = 1e-3  # pixels; below it the inverse has numbers that mean nothing
@@ -27,6 +28,7 @@ def describe_size_fault(width: int, height: int) -> str | None:
 __all__ = [
     "LARGEST_NUMBER",
     "LONGEST_NAME",
+    "MAX_BOXES",
     "MAX_FILE_BYTES",
     "MAX_FRAMES",
     "MAX_PICTURE_PIXELS",

@@ -18,6 +18,7 @@ import numpy as np
 
 from .boxes import Box, describe_fault, list_of_numbers, name_of
 from .frames import is_rigid
+from .limits import MAX_BOXES
 from .views import UnreadableFileError, read_json
 
 
@@ -160,7 +161,7 @@ def read_captured_room(path: str | Path) -> CapturedRoom:
 
     Raises:
         UnreadableFileError: the file is missing, no JSON, no RoomPlan export, or an element lacks a key, has one of
-            another type, or a name that is not a short text in one line.
+            another type, or a name that is not a short text in one line; or there are more than `MAX_BOXES`.
     """
     path = Path(path)
     content = read_json(path)
@@ -171,6 +172,8 @@ def read_captured_room(path: str | Path) -> CapturedRoom:
         rows = content.get(key) or []
         if not isinstance(rows, list):
             raise UnreadableFileError(path, f"'{key}' is not a list")
+        if len(rows) > MAX_BOXES:
+            raise UnreadableFileError(path, f"'{key}' has {len(rows)} entries, more than {MAX_BOXES}")
         for index, row in enumerate(rows):
             element = _read_element(path, f"{key}[{index}]", kind, row)
             fault = describe_fault(
