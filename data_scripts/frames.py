@@ -134,9 +134,7 @@ def read_depth(path: Path) -> np.ndarray:
     return depth.astype(np.float32) / 1000
 
 
-def decode_picture(
-    content: bytes, where: str | Path, at_least: int | None = None, size: tuple[int, int] | None = None
-) -> PIL.Image.Image:
+def decode_picture(content: bytes, where: str | Path, at_least: int | None = None) -> PIL.Image.Image:
     """Decodes a whole JPEG, PNG or other picture.
 
     Args:
@@ -144,26 +142,18 @@ def decode_picture(
         where: what an error names.
         at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, which is faster, as long as no
             side gets shorter than so many pixels.
-        size: (width, height) that the picture must have, where what it comes from states it.
 
     Returns:
         the picture, RGB.
 
     Raises:
-        UnreadableFileError: it is no picture, is cut short, has more than `MAX_PICTURE_PIXELS` or is not of `size`.
+        UnreadableFileError: it is no picture, or is cut short.
     """
     try:
         with PIL.Image.open(io.BytesIO(content)) as picture:
-            fault = describe_size_fault(*picture.size)
-            if fault is None and size not in (None, picture.size):
-                fault = f"a picture of {' x '.join(map(str, picture.size))} pixels, stated are {' x '.join(map(str, size))}"
-            if fault is not None:  # before its pixels are unpacked
-                raise UnreadableFileError(where, fault)
             if at_least is not None:
                 picture.draft("RGB", (at_least, at_least))
             return picture.convert("RGB")
-    except UnreadableFileError:
-        raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for a broken file
         raise UnreadableFileError(where, f"not a readable picture ({describe_decoding_error(error)})") from None
 

@@ -12,6 +12,7 @@ neither does ScanNet's own reader.
 Source: https://github.com/ScanNet/ScanNet/tree/master/SensReader
 """
 
+import io
 import os
 import struct
 import zlib
@@ -22,7 +23,7 @@ import PIL.Image
 
 from .frames import check_intrinsics, decode_picture
 from .limits import LARGEST_NUMBER, MAX_FRAMES, describe_size_fault
-from .views import UnreadableFileError
+from .views import UnreadableFileError, describe_decoding_error
 
 
 VERSION = 4
@@ -98,13 +99,28 @@ class SensStream:
         """
         content = self._color(frame)
         if self._color_compression != RAW:
-            return decode_picture(content, self._where(frame), at_least, self.color_size)
+            self._check_size(content, frame)
+            return decode_picture(content, self._where(frame), at_least)
         width, height = self.color_size
         if len(content) != width * height * 3:
             raise UnreadableFileError(
                 self._where(frame), f"{len(content)} bytes of raw colour, expected {width * height * 3}"
             )
         return PIL.Image.frombytes("RGB", self.color_size, content)
+
+    def _check_size(self, content: bytes, frame: int) -> None:
+        """Raises `UnreadableFileError` if an encoded picture is not of the header's size, before its pixels are unpacked."""
+        try:
+            with PIL.Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
+                size = picture.size
+        except (
+            Exception
+        ) as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for a broken file
+            reason = f"not a readable picture ({describe_decoding_error(error)})"
+            raise UnreadableFileError(self._where(frame), reason) from None
+        if size != self.color_size:
+            found, stated = (" x ".join(map(str, pair)) for pair in (size, self.color_size))
+            raise UnreadableFileError(self._where(frame), f"a picture of {found} pixels, stated are {stated}")
 
     def has_picture(self, frame: int) -> bool:
         return bool(self._index["color_bytes"][frame] > 0)

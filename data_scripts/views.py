@@ -46,29 +46,6 @@ class UnreadableFileError(ValueError):
         return f"{self.file}: {self.reason}"
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of `path`.
-
-    Raises:
-        UnreadableFileError: it cannot be read, is no regular file (a pipe would be waited for without end) or holds more than
-            `MAX_FILE_BYTES`.
-    """
-    try:
-        with open(path, "rb", opener=_open_without_waiting) as stream:
-            status = os.fstat(stream.fileno())
-            if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_FILE_BYTES:
-                return stream.read()
-    except FileNotFoundError:
-        raise UnreadableFileError(path, "missing") from None
-    except OSError as error:
-        raise UnreadableFileError(path, f"cannot be read ({error.strerror})") from None
-    except ValueError as error:  # a NUL or half a surrogate pair in the path
-        raise UnreadableFileError(path, f"not a path ({error})") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise UnreadableFileError(path, "not a regular file")
-    raise UnreadableFileError(path, f"{status.st_size} bytes, more than {MAX_FILE_BYTES >> 20} MiB")
-
-
 def read_json(path: Path) -> Any:
     """The content of a JSON file; raises `UnreadableFileError` if it cannot be read or is not JSON."""
     content = read_bytes(path)
@@ -82,6 +59,31 @@ def read_json(path: Path) -> Any:
 
 def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of `path`.
+
+    Raises:
+        UnreadableFileError: it cannot be read, is no regular file (a pipe would be waited for without end) or holds more than
+            `MAX_FILE_BYTES`.
+    """
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadableFileError(path, "not a regular file")
+            if status.st_size > MAX_FILE_BYTES:
+                raise UnreadableFileError(path, f"{status.st_size} bytes, more than {MAX_FILE_BYTES >> 20} MiB")
+            return stream.read()
+    except UnreadableFileError:
+        raise
+    except ValueError as error:  # a NUL or half a surrogate pair in the path
+        raise UnreadableFileError(path, f"not a path ({error})") from None
+    except FileNotFoundError:
+        raise UnreadableFileError(path, "missing") from None
+    except OSError as error:
+        raise UnreadableFileError(path, f"cannot be read ({error.strerror})") from None
 
 
 def read_picture(path: Path) -> tuple[bytes, tuple[int, int]]:
