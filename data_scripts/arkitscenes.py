@@ -30,7 +30,7 @@ import PIL.Image
 from .arkitscenes_boxes import ARKITSCENES_LABELS, read_annotation
 from .boxes import Box
 from .frames import Frame, View, check_intrinsics, decode_picture, read_depth, scale_intrinsics
-from .limits import describe_size_fault
+from .limits import MAX_CAMERA_BYTES, MAX_JSON_BYTES, describe_size_fault
 from .trajectory import LATEST_TIME, Trajectory, read_numbers
 from .views import UnreadableFileError, read_bytes
 
@@ -205,7 +205,8 @@ class Scan:
     def _sensor_intrinsics(self, frame: Frame, size: tuple[int, int]) -> np.ndarray:
         """`[3, 3]` of a picture of `size` (width, height) before it is turned."""
         path = self._intrinsics.at(frame.timestamp)
-        numbers = read_numbers(path, read_bytes(path).decode("utf-8", errors="replace"), 6, "width height fx fy cx cy")
+        text = read_bytes(path, MAX_CAMERA_BYTES).decode("utf-8", errors="replace")
+        numbers = read_numbers(path, text, 6, "width height fx fy cx cy")
         width, height, fx, fy, cx, cy = numbers
         fault = describe_size_fault(width, height)
         if fault is not None:
@@ -257,7 +258,7 @@ def open_scan(root: Path, video_id: str) -> Scan:
 
 @lru_cache(maxsize=8)  # the scans of a data set are opened one by one, and it has thousands
 def _read_metadata(path: Path, modified: int) -> dict[str, str]:
-    rows = csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8-sig", errors="replace")))
+    rows = csv.DictReader(io.StringIO(read_bytes(path, MAX_JSON_BYTES).decode("utf-8-sig", errors="replace")))
     try:
         if not {"video_id", "sky_direction"} <= set(rows.fieldnames or ()):
             raise UnreadableFileError(path, "it has no columns video_id and sky_direction")

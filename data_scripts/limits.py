@@ -7,7 +7,11 @@ with these bounds before it takes memory for it.
 
 # No camera that is sold has more; 64 MP are 192 MB of RGB, or 128 MB of 16-bit depth.
 MAX_PICTURE_PIXELS = 64_000_000
-MAX_FILE_BYTES = 512 << 20  # of a file that is read whole: text, JSON, a picture; a sparse one can state a terabyte
+MAX_FILE_BYTES = 512 << 20  # of a file that is read whole, a picture or a mesh; a sparse one can state a terabyte
+# Of files that become Python's objects, which take twenty times as much.
+MAX_JSON_BYTES = 64 << 20  # a room's, which has hundreds of KB; of a table of scans, too
+MAX_TRAJECTORY_BYTES = 16 << 20  # four hours
+MAX_CAMERA_BYTES = 1 << 20  # a pose's, intrinsics', a scan's description: a few hundred bytes
 MAX_FRAMES = 1_000_000  # of a stream: nine hours at 30 per second
 MAX_BOXES = 1_000  # of a room, which has dozens: what tells n boxes apart compares each with each
 # Metres, and pixels of a camera: float32, in which both are stored, tells decimetres apart up to here. Its squares stay finite.
@@ -29,9 +33,12 @@ __all__ = [
     "LARGEST_NUMBER",
     "LONGEST_NAME",
     "MAX_BOXES",
+    "MAX_CAMERA_BYTES",
     "MAX_FILE_BYTES",
     "MAX_FRAMES",
+    "MAX_JSON_BYTES",
     "MAX_PICTURE_PIXELS",
+    "MAX_TRAJECTORY_BYTES",
     "SMALLEST_FOCAL_LENGTH",
     "describe_size_fault",
 ]

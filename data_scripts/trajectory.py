@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .frames import is_storable
+from .limits import MAX_TRAJECTORY_BYTES
 from .views import UnreadableFileError, read_bytes
 
 
@@ -28,7 +29,7 @@ class Trajectory:
     """
 
     def __init__(self, path: Path):
-        lines = read_bytes(path).decode("utf-8", errors="replace").splitlines()
+        lines = read_bytes(path, MAX_TRAJECTORY_BYTES).decode("utf-8", errors="replace").splitlines()
         rows = [
             read_numbers(path, line, 7, "seconds rx ry rz tx ty tz", number)
             for number, line in enumerate(lines, start=1)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 
-from .limits import MAX_FILE_BYTES
+from .limits import MAX_FILE_BYTES, MAX_JSON_BYTES
 
 
 if TYPE_CHECKING:  # the readers need this module
@@ -48,7 +48,7 @@ class UnreadableFileError(ValueError):
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file; raises `UnreadableFileError` if it cannot be read or is not JSON."""
-    content = read_bytes(path)
+    content = read_bytes(path, MAX_JSON_BYTES)
     try:
         return json.loads(content)
     except ValueError as error:  # includes bytes that are not UTF-8 and integers of thousands of digits
@@ -61,20 +61,20 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, at_most: int = MAX_FILE_BYTES) -> bytes:
     """The content of `path`.
 
     Raises:
         UnreadableFileError: it cannot be read, is no regular file (a pipe would be waited for without end) or holds more than
-            `MAX_FILE_BYTES`.
+            `at_most` bytes.
     """
     try:
         with open(path, "rb", opener=_open_without_waiting) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise UnreadableFileError(path, "not a regular file")
-            if status.st_size > MAX_FILE_BYTES:
-                raise UnreadableFileError(path, f"{status.st_size} bytes, more than {MAX_FILE_BYTES >> 20} MiB")
+            if status.st_size > at_most:
+                raise UnreadableFileError(path, f"{status.st_size} bytes, more than {at_most >> 20} MiB")
             return stream.read()
     except UnreadableFileError:
         raise

@@ -135,7 +135,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
     path.unlink()
     with open(path, "wb") as stream:
         stream.truncate(1 << 40)
-    with pytest.raises(UnreadableFileError, match="0.txt: 1099511627776 bytes, more than 512 MiB"):
+    with pytest.raises(UnreadableFileError, match="0.txt: 1099511627776 bytes, more than 1 MiB"):
         Scan(folder).frames()
 
 

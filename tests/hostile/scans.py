@@ -114,6 +114,12 @@ def _make_terabyte(path: Path):
         stream.truncate(1 << 40)
 
 
+def _make_65_mebibytes(path: Path):
+    """As many as become gigabytes of Python's objects."""
+    with open(path, "wb") as stream:
+        stream.truncate(65 << 20)
+
+
 def _make_loop(path: Path):
     path.symlink_to(path.name)
 
@@ -121,6 +127,7 @@ def _make_loop(path: Path):
 SPECIAL = {
     "a pipe": _make_pipe,
     "a sparse terabyte": _make_terabyte,
+    "65 MiB of zeros": _make_65_mebibytes,
     "a link to itself": _make_loop,
     "a folder": Path.mkdir,
 }
