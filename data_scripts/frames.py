@@ -131,7 +131,9 @@ def read_depth(path: Path) -> np.ndarray:
         raise UnreadableFileError(path, f"not a readable depth map ({describe_decoding_error(error)})") from None
     if fault is not None:
         raise UnreadableFileError(path, fault)
-    return depth.astype(np.float32) / 1000
+    depth = depth.astype(np.float32)
+    depth /= 1000  # in place: 64 MP are 256 MB
+    return depth
 
 
 def decode_picture(content: bytes, where: str | Path, at_least: int | None = None) -> PIL.Image.Image:

@@ -150,7 +150,9 @@ class SensStream:
             raise UnreadableFileError(
                 self._where(frame), f"{least}{len(content)} bytes of depth, expected {expected} for {width} x {height}"
             )
-        return np.frombuffer(content, dtype="<u2").reshape(height, width).astype(np.float32) / self._depth_shift
+        depth = np.frombuffer(content, dtype="<u2").reshape(height, width).astype(np.float32)
+        depth /= self._depth_shift  # in place: 64 MP are 256 MB
+        return depth
 
     def _read_header(self, stream) -> None:
         version = self._take(stream, 4, "the header")
