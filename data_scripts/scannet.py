@@ -151,13 +151,16 @@ class Scan:
 
     def _world_to_camera(self, poses: dict[int, tuple[Path | str, np.ndarray]]) -> dict[int, np.ndarray]:
         """Frame number to `[4, 4]` world-to-camera, from (where it was read, camera-to-world); without the lost ones."""
-        numbers = [number for number, (_, pose) in poses.items() if is_storable(pose).all()]
-        to_scan = np.array([poses[number][1] for number in numbers]).reshape(-1, 4, 4)
+        numbers = np.array(list(poses), dtype=object)  # a name's number may be longer than 64 bits
+        to_scan = np.array([pose for _, pose in poses.values()]).reshape(-1, 4, 4)
+        known = is_storable(to_scan).all(axis=(1, 2))
+        numbers, to_scan = numbers[known], to_scan[known]
         rigid = is_rigid(to_scan)
         if not rigid.all():
             raise UnreadableFileError(poses[numbers[int(np.argmin(rigid))]][0], "pose is not a rigid transform")
         to_camera = np.linalg.inv(self.axis_alignment @ to_scan)
-        return {number: pose for number, pose in zip(numbers, to_camera) if is_storable(pose).all()}
+        known = is_storable(to_camera).all(axis=(1, 2))
+        return dict(zip(numbers[known], to_camera[known]))
 
     @cached_property
     def _source(self) -> "FrameDump | _Stream":
