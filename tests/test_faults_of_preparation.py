@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`prepare`, `rooms` and the download, killed, cut off from power and out of disk at their n-th change to files."""
 
+import json
 from pathlib import Path
 
 import faults
@@ -8,6 +9,9 @@ import pytest
 from scannet_dump import write_scan, write_scanqa
 
 from data_scripts import prepare
+from data_scripts.builders import repo
+from data_scripts.builders.base import PreparedScene
+from data_scripts.manifest import MANIFEST, check_repo_files
 
 
 SCENES = {"train": ["scene0000_00", "scene0001_00"], "val": ["scene0011_00"]}
@@ -52,19 +56,104 @@ def sweep(function, arguments, folder: Path, kinds: dict[str, int], goes_on: boo
     return f"{whole.changes} changes to files; " + ", ".join(f"{kind} {number}" for kind, number in counts.items())
 
 
-@pytest.mark.slow
-def test_preparation(tmp_path):
-    """
-    Catches a kill, a power failure or a full disk after which the same command does not make the same repository, byte by
-    byte, or leaves something beside it; a repository that appears before it is whole; a full disk that is a traceback.
-    """
+@pytest.fixture
+def arguments(tmp_path):
+    """The command over three scans, of an output folder."""
     for split, scenes in SCENES.items():
         for scene in scenes:
             write_scan(tmp_path / "raw" / "scans", scene, frames=(0, 20))
         write_scanqa(tmp_path / "raw", split, scenes)
     files = [str(tmp_path / "raw" / f"ScanQA_v1.0_{split}.json") for split in SCENES]
+    fixed = ["scanqa", "--annotations", *files, "--scannet-root", f"{tmp_path}/raw/scans", "--output"]
+    return lambda output: [*fixed, str(output)]
 
-    def arguments(output):
-        return ["scanqa", "--annotations", *files, "--scannet-root", f"{tmp_path}/raw/scans", "--output", str(output)]
 
+def test_damaged_scene_files_are_read_again(arguments, tmp_path, monkeypatch, capsys):
+    """Catches a scene file that was left empty, cut or flipped and is taken for a scene, or ends every later call."""
+    assert prepare.main(arguments(tmp_path / "fresh" / "repo")) == 0
+    read_parquet = PreparedScene.read
+    monkeypatch.setattr(PreparedScene, "read", lambda path, pictures=True: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert prepare.main(arguments(tmp_path / "again" / "repo")) == 130
+    monkeypatch.setattr(PreparedScene, "read", read_parquet)
+    empty, cut, flipped = sorted((tmp_path / "again" / ".repo.partial" / "scenes").glob("*/*"))
+    empty.write_bytes(b"")
+    cut.write_bytes(cut.read_bytes()[:-1])
+    content = bytearray(flipped.read_bytes())
+    content[-9] ^= 1  # in the last picture
+    flipped.write_bytes(content)
+    capsys.readouterr()
+    assert prepare.main(arguments(tmp_path / "again" / "repo")) == 0
+    assert "repaired: 3 scenes" in capsys.readouterr().out
+    assert faults.digests(tmp_path / "again") == faults.digests(tmp_path / "fresh")
+
+
+def test_scene_file_damaged_while_parquet_is_written(arguments, tmp_path, monkeypatch, capsys):
+    """Catches a picture that a failing disk changed between reading the scenes and writing them, published as it is."""
+    write = repo._write
+
+    def damage(builder_class, work, *others):
+        path = min((work / "scenes").glob("*/*"))
+        path.write_bytes(path.read_bytes()[:-9] + bytes(9))
+        return write(builder_class, work, *others)
+
+    monkeypatch.setattr(repo, "_write", damage)
+    assert prepare.main(arguments(tmp_path / "repo")) == 1
+    assert "damaged since it was written" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.undo()
+    assert prepare.main(arguments(tmp_path / "repo")) == 0
+    printed = capsys.readouterr().out
+    assert "repaired: 1 scenes" in printed and "2 scenes had been read" in printed
+
+
+def test_damaged_repository(arguments, tmp_path, capsys):
+    """
+    Catches a flipped byte in a prepared repository that is uploaded or trained on; and one prepared before manifests had
+    checksums refused.
+    """
+    assert prepare.main(arguments(tmp_path / "repo")) == 0
+    manifest = check_repo_files(tmp_path / "repo")
+    assert manifest["sha256"].keys() == manifest["files"].keys() and len(manifest["files"]) == 4
+    path = max((tmp_path / "repo" / "scenes").glob("*.parquet"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    check_repo_files(tmp_path / "repo", contents=False)
+    capsys.readouterr()
+    assert prepare.main(arguments(tmp_path / "repo")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line and "SHA-256" in line and "remove" in line
+    del manifest["sha256"]
+    (tmp_path / "repo" / MANIFEST).write_text(json.dumps(manifest))
+    assert prepare.main(arguments(tmp_path / "repo")) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"files": []}',
+        '{"files": {"qa/a.parquet": 1}, "sha256": 3}',
+        "[" * 100_000,
+        "\udcff",
+        '{"files": 3}',
+        '{"files": {}}',
+    ],
+)
+def test_damaged_manifest(arguments, tmp_path, capsys, text):
+    """Catches a manifest of another form that is a traceback."""
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo" / MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
+    assert prepare.main(arguments(tmp_path / "repo")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "repo" / MANIFEST) in line and "damaged" in line
+
+
+@pytest.mark.slow
+def test_preparation(arguments, tmp_path):
+    """
+    Catches a kill, a power failure or a full disk after which the same command does not make the same repository, byte by
+    byte, or leaves something beside it; a repository that appears before it is whole; a full disk that is a traceback.
+    """
     print("prepare:", sweep(prepare.main, arguments, tmp_path / "runs", {"kill": 20, "power": 20, "full": 20}))

@@ -355,6 +355,8 @@ def _read_manifest(output: Path) -> dict[str, Any] | None:
         manifest = check_repo_files(output)
         if not (output / "README.md").is_file():
             raise DamagedRepoError(f"{output / 'README.md'}: missing or damaged")
+        if not {"fingerprint", "counts", "left_out", "notes"} <= manifest.keys():
+            raise DamagedRepoError(f"{output / MANIFEST}: damaged")
     except (DamagedRepoError, OSError) as error:
         raise InputError(f"{error}; remove {output} or choose another --output") from None
     return manifest
