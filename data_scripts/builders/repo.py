@@ -353,10 +353,10 @@ def _read_manifest(output: Path) -> dict[str, Any] | None:
         raise InputError(f"{output}: exists and is not a prepared repo; choose another --output")
     try:
         manifest = check_repo_files(output)
-        if not (output / "README.md").is_file():
-            raise DamagedRepoError(f"{output / 'README.md'}: missing or damaged")
         if not {"fingerprint", "counts", "left_out", "notes"} <= manifest.keys():
             raise DamagedRepoError(f"{output / MANIFEST}: damaged")
+        if not (output / "README.md").is_file():
+            raise DamagedRepoError(f"{output / 'README.md'}: missing or damaged")
     except (DamagedRepoError, OSError) as error:
         raise InputError(f"{error}; remove {output} or choose another --output") from None
     return manifest
