@@ -2,6 +2,10 @@
 """`prepare`, `rooms` and the download, killed, cut off from power and out of disk at their n-th change to files."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import faults
@@ -172,3 +176,42 @@ def test_rooms(tmp_path):
 
     kinds = {"kill": 5, "power": 5, "full": 5}
     print("rooms:", sweep(rooms.main, arguments, tmp_path / "runs", kinds, repeatable=False))
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_command(arguments, tmp_path):
+    """Catches worker processes that wait for ever for tasks of a command that was killed, as for want of memory."""
+    picture = tmp_path / "raw" / "scans" / "scene0001_00" / "color" / "20.jpg"
+    content = picture.read_bytes()
+    picture.unlink()
+    os.mkfifo(picture)  # reading it takes until somebody writes
+    command = [sys.executable, "-m", "data_scripts.prepare", *arguments(tmp_path / "repo"), "--workers", "2"]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                writer = os.open(picture, os.O_WRONLY | os.O_NONBLOCK)  # fails unless somebody reads
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    finally:
+        process.kill()
+        process.wait()
+    os.close(writer)
+    workers = [pid for pid in children if "spawn_main" in _command_line(pid)]
+    while any("spawn_main" in _command_line(pid) for pid in workers):
+        assert time.monotonic() < deadline, workers
+        time.sleep(0.05)
+    picture.unlink()
+    picture.write_bytes(content)
+    assert prepare.main(arguments(tmp_path / "repo")) == 0
+
+
+def _command_line(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""

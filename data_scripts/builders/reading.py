@@ -8,7 +8,6 @@ nor half written. At no time are more than a few scenes in memory.
 import hashlib
 import json
 import multiprocessing
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import closing
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from ..files import write_atomically
 from ..schema import SCHEMA_VERSION
 from ..views import UnreadableFileError
+from ..workers import start_worker
 from .annotations import InputError, SceneInput
 from .base import DamagedSceneError, Options, PreparationBuilder, PreparedScene, Remark, Sources
 
@@ -172,13 +172,8 @@ def _in_order(read: Callable, scenes: list) -> Iterator:
 
 
 def _in_pool(workers: int, read: Callable, scenes: list) -> Iterator:
-    # Not forked: this process has threads of other libraries. An interrupt is its to handle, not the workers'.
-    executor = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
+    # Not forked: this process has threads of other libraries.
+    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
     finished = False
     try:
         running = set()

@@ -8,7 +8,6 @@ room in order. The number of workers therefore changes nothing in the result.
 import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..files import flush, flush_all
+from ..workers import start_worker
 from .arkitscenes_writer import metadata_csv, video_id, write_arkitscenes
 from .layout import Scene, sample_labels, sample_scene
 from .questions import SCANQA_SHARES, Balance, Candidate, picture_turns, scanqa_candidates
@@ -304,9 +304,8 @@ def _pool(workers: int) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
     if workers == 1:
         yield map
         return
-    # Not forked: the parent may hold threads of other libraries. An interrupt is the parent's to handle.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+    # Not forked: the parent may hold threads of other libraries.
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=start_worker) as pool:
         yield partial(pool.imap, chunksize=4)
 
 
