@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ def run(function: Callable[..., int], *arguments, root: Path, kind: str | None =
             each file that was not brought to the disk; or `full`, an error from then on wherever room is needed.
             None: nothing does.
     """
-    log = root.with_name(f"{root.name}.log")
+    descriptor, log = tempfile.mkstemp()
+    os.close(descriptor)
     ours, theirs = _context.Pipe(duplex=False)
     process = _context.Process(target=_child, args=(function, arguments, root, kind, at, log, theirs))
     process.start()
@@ -60,7 +62,8 @@ def run(function: Callable[..., int], *arguments, root: Path, kind: str | None =
     except EOFError:
         status, changes = None, None
     process.join()
-    output = log.read_text()
+    output = Path(log).read_text()
+    os.unlink(log)
     assert status is not None or process.exitcode == -signal.SIGKILL, output
     return Outcome(-9 if status is None else status, changes, output)
 
@@ -81,7 +84,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def _child(function, arguments, root, kind, at, log, pipe):
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     if "tqdm" in sys.modules:  # its default is a semaphore, which outlives who is killed
