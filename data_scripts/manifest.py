@@ -2,6 +2,7 @@
 """Whether a prepared repository is as it was written, by its `preparation.json`. Imports only the standard library."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from .files import hash_file
 
 
 MANIFEST = "preparation.json"
+THREADS = 8  # that read files; hashing leaves the interpreter's lock alone
 
 
 class DamagedRepoError(ValueError):
@@ -38,9 +40,11 @@ def check_repo_files(folder: Path, contents: bool = True) -> dict[str, Any]:
         if found != size:
             is_now = "missing" if found is None else f"{found} bytes"
             raise DamagedRepoError(f"{path}: missing or damaged ({is_now}; {MANIFEST} says {size} bytes)")
-    for path, _, checksum in files:
-        if contents and checksum is not None and hash_file(path) != checksum:
-            raise DamagedRepoError(f"{path}: damaged (not the SHA-256 that {MANIFEST} says)")
+    if contents and hashes:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for (path, _, checksum), found in zip(files, pool.map(hash_file, (path for path, _, _ in files))):
+                if found != checksum:
+                    raise DamagedRepoError(f"{path}: damaged (not the SHA-256 that {MANIFEST} says)")
     return manifest
 
 

@@ -6,6 +6,7 @@ repo was made from and is how a complete repo is recognised.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -363,9 +364,11 @@ def _read_manifest(output: Path) -> dict[str, Any] | None:
 
 
 def _not_written(output: Path, error: OSError) -> PreparationError:
-    # What datasets says of a full disk is that a file cannot be found.
-    full = next((cause for cause in _causes(error) if is_disk_full(cause)), error)
-    text = describe_os_error(full, output.parent)
+    # What datasets says of a full disk is that a file cannot be found, or, without the number of the error, this.
+    if "Not enough disk space" in str(error):
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    error = next((cause for cause in _causes(error) if is_disk_full(cause)), error)
+    text = describe_os_error(error, output.parent)
     return PreparationError(f"{output}: not written: {text}; the same command goes on from here")
 
 
