@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`prepare`, `rooms` and the download, killed, cut off from power and out of disk at their n-th change to files."""
 
+import errno
 import json
 import os
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 import faults
 import pytest
 from file_server import FileServer
+from huggingface_hub import HfApi
+from huggingface_hub.constants import HF_HOME
 from scannet_dump import write_scan, write_scanqa
 
-from data_scripts import download_arkitscenes, prepare, rooms
+from data_scripts import download_arkitscenes, hub, prepare, rooms
 from data_scripts.builders import repo
 from data_scripts.builders.base import PreparedScene
 from data_scripts.manifest import MANIFEST, check_repo_files
@@ -156,6 +159,20 @@ def test_damaged_manifest(arguments, tmp_path, capsys, text):
     assert prepare.main(arguments(tmp_path / "repo")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(tmp_path / "repo" / MANIFEST) in line and "damaged" in line
+
+
+def test_full_disk_while_uploading(monkeypatch):
+    """Catches a message that does not say which disk is full: large files pass through the cache in the home folder."""
+    api = HfApi()
+
+    def fail(*arguments, **keywords):
+        raise RuntimeError("upload failed") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(api, "create_repo", fail)
+    with pytest.raises(hub.UploadError, match="MiB free") as error:
+        hub.upload(api, "me/data", "dataset", {}, hub.Remote(), private=True, tag=None, message="")
+    assert "the same command goes on" in str(error.value)
+    assert HF_HOME in str(error.value) or str(Path(HF_HOME).parent) in str(error.value)
 
 
 @pytest.mark.slow
