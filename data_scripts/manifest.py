@@ -3,7 +3,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from .files import hash_file
@@ -33,6 +33,8 @@ def check_repo_files(folder: Path, contents: bool = True) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         sizes, hashes = manifest["files"], manifest.get("sha256", {})
         files = [(folder / name, size, hashes[name] if hashes else None) for name, size in sizes.items()]
+        if any(PurePath(name).is_absolute() or ".." in PurePath(name).parts for name in sizes):
+            raise ValueError("names that lead out of the repository, which somebody else may have made")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedRepoError(f"{folder / MANIFEST}: damaged") from None
     for path, size, _ in files:

@@ -17,7 +17,7 @@ from huggingface_hub.constants import HF_HOME
 from scannet_dump import write_scan, write_scanqa
 
 from data_scripts import download_arkitscenes, hub, prepare, rooms
-from data_scripts.builders import repo
+from data_scripts.builders import reading, repo
 from data_scripts.builders.base import PreparedScene
 from data_scripts.manifest import MANIFEST, check_repo_files
 
@@ -150,11 +150,13 @@ def test_damaged_repository(arguments, tmp_path, capsys):
         "\udcff",
         '{"files": 3}',
         '{"files": {}}',
+        '{"files": {"../repo.txt": 8}, "fingerprint": "", "counts": {}, "left_out": [], "notes": []}',
     ],
 )
 def test_damaged_manifest(arguments, tmp_path, capsys, text):
-    """Catches a manifest of another form that is a traceback."""
+    """Catches a manifest of another form that is a traceback, and one that names files of others (which are uploaded)."""
     (tmp_path / "repo").mkdir()
+    (tmp_path / "repo.txt").write_text("precious")
     (tmp_path / "repo" / MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
     assert prepare.main(arguments(tmp_path / "repo")) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -175,13 +177,26 @@ def test_full_disk_while_uploading(monkeypatch):
     assert HF_HOME in str(error.value) or str(Path(HF_HOME).parent) in str(error.value)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_quota(arguments, tmp_path, monkeypatch, capsys, number):
+    """Catches a quota that is used up, and that is not said to be one."""
+
+    def fail(path, content):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(reading, "write_atomically", fail)
+    assert prepare.main(arguments(tmp_path / "repo")) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert os.strerror(number) in line and "MiB free, or your quota" in line and str(tmp_path) in line
+
+
 @pytest.mark.slow
 def test_preparation(arguments, tmp_path):
     """
     Catches a kill, a power failure or a full disk after which the same command does not make the same repository, byte by
     byte, or leaves something beside it; a repository that appears before it is whole; a full disk that is a traceback.
     """
-    print("prepare:", sweep(prepare.main, arguments, tmp_path / "runs", {"kill": 20, "power": 20, "full": 20}))
+    print("prepare:", sweep(prepare.main, arguments, tmp_path / "runs", {"kill": 16, "power": 16, "full": 16}))
 
 
 @pytest.mark.slow
