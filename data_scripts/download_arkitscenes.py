@@ -16,24 +16,17 @@ Source of the options, addresses and names: https://github.com/apple/ARKitScenes
 
 import argparse
 import csv
-import http.client
-import os
 import shutil
 import signal
 import sys
-import threading
-import urllib.error
-import urllib.request
-import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from tqdm import tqdm
 
 from .arkitscenes import SPLITS, WITHOUT_3DOD
+from .download import DiskFullError, Downloader, DownloadError, Item
 from .paths import path_fault
 from .plain import plain
 
@@ -52,152 +45,6 @@ FILES = {
     "mesh": "{video_id}_3dod_mesh.ply",
     "lowres_wide.traj": "lowres_wide.traj",
 }
-ATTEMPTS = 6
-FIRST_PAUSE = 1.0  # seconds before the second attempt; it doubles with each further one
-LONGEST_PAUSE = 60.0
-TIMEOUT = 60.0  # seconds without a byte
-CHUNK = 1 << 18
-
-
-class DownloadError(RuntimeError):
-    """A file that cannot be had; the message says which and why."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """A file to fetch.
-
-    Attributes:
-        url: its address.
-        target: the file or, of an archive, the folder that is there once it is complete.
-        archive: whether it is a zip to unpack into `target`.
-    """
-
-    url: str
-    target: Path
-    archive: bool
-
-
-class Downloader:
-    """Fetches items one by one; may be used by several threads at once.
-
-    Args:
-        keep_zip: leave an unpacked archive where it was.
-        bar: progress bar that counts bytes.
-    """
-
-    def __init__(self, keep_zip: bool, bar: tqdm):
-        self.keep_zip = keep_zip
-        self.bar = bar
-        self.stopped = threading.Event()
-        self._bar_lock = threading.Lock()
-
-    def fetch(self, item: Item) -> bool:
-        """Fetches and unpacks an item; returns False if it was there already.
-
-        Raises:
-            DownloadError: the server does not have it, or every attempt failed.
-        """
-        if item.target.exists():
-            return False
-        item.target.parent.mkdir(parents=True, exist_ok=True)
-        path = item.target.with_name(item.target.name + ".zip") if item.archive else item.target
-        # A kept archive without its folder: it was not unpacked to the end.
-        if path.exists() and not self._unpacked(item, path):
-            path.unlink()
-        pause = FIRST_PAUSE
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                if not item.target.exists():
-                    self._download(item.url, path)
-                    if item.archive and not self._unpacked(item, path):
-                        path.unlink()
-                        raise OSError("what arrived is no intact zip")
-                if item.archive and not self.keep_zip:
-                    path.unlink(missing_ok=True)
-                return True
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code} {error.reason}"
-                if error.code < 500 and error.code not in (408, 429):
-                    raise DownloadError(f"{item.url}: {reason}") from None
-                wait = max(pause, float(error.headers.get("Retry-After", 0) or 0)) if _is_number(error) else pause
-            except (OSError, http.client.HTTPException) as error:
-                reason, wait = str(error) or type(error).__name__, pause
-            if attempt == ATTEMPTS or self.stopped.wait(min(wait, LONGEST_PAUSE)):
-                raise DownloadError(f"{item.url}: {reason} ({attempt} attempts)")
-            pause *= 2
-        raise AssertionError("unreachable")
-
-    def _download(self, url: str, path: Path) -> None:
-        """Downloads to `path` by way of `<path>.part`, from which the next attempt goes on."""
-        part = path.with_name(path.name + ".part")
-        start = part.stat().st_size if part.exists() else 0
-        request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-        try:
-            response = urllib.request.urlopen(request, timeout=TIMEOUT)
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # the part is as long as the file, or longer: only the server's length could tell
-                part.unlink()
-                raise OSError("what was there of it does not fit the server's file") from None
-            raise
-        with response:
-            if response.status == 206:
-                first, total = _content_range(response.headers.get("Content-Range", ""))
-                if first != start:
-                    part.unlink()
-                    raise OSError(f"asked for bytes from {start}, got them from {first}")
-            else:  # the server does not resume
-                start = 0
-                length = response.headers.get("Content-Length")
-                total = None if length is None else int(length)
-            size, complete = start, False
-            with self._bar_lock:
-                self.bar.total = (self.bar.total or 0) + (total or 0)
-                self.bar.update(start)
-            try:
-                with open(part, "ab" if start else "wb") as stream:
-                    while chunk := response.read(CHUNK):
-                        if self.stopped.is_set():
-                            raise DownloadError(f"{url}: interrupted")
-                        stream.write(chunk)
-                        size += len(chunk)
-                        with self._bar_lock:
-                            self.bar.update(len(chunk))
-                complete = total in (None, size)
-            finally:
-                if not complete:
-                    with self._bar_lock:  # all of it is counted again with the next attempt
-                        self.bar.total -= total or 0
-                        self.bar.update(-size)
-        if not complete:
-            raise OSError(f"{size} of {total} bytes arrived")
-        os.replace(part, path)
-
-    def _unpacked(self, item: Item, path: Path) -> bool:
-        """Unpacks an archive, and archives inside it, into `item.target`; returns False if it is damaged.
-
-        Raises:
-            DownloadError: it is intact but does not hold a folder of the target's name.
-        """
-        if not item.archive:
-            return True
-        folder = item.target.with_name(f".{item.target.name}.unpacking")
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            _unpack(path, folder)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):
-            # RuntimeError: damaged headers look like a compression or an encryption that zipfile does not know.
-            shutil.rmtree(folder, ignore_errors=True)
-            return False
-        found = next((place for place in sorted(folder.rglob(item.target.name)) if place.is_dir()), None)
-        if found is None:
-            names = ", ".join(sorted(place.name for place in folder.iterdir())[:5])
-            shutil.rmtree(folder)
-            path.unlink()
-            raise DownloadError(f"{item.url}: holds no folder {item.target.name}, but {names or 'nothing'}")
-        os.replace(found, item.target)
-        shutil.rmtree(folder)
-        return True
 
 
 def check(args: argparse.Namespace) -> None:
@@ -228,6 +75,8 @@ def find_videos(args: argparse.Namespace) -> list[tuple[str, str]]:
             with tqdm(disable=True) as bar:
                 try:
                     Downloader(keep_zip=False, bar=bar).fetch(Item(url, path, archive=False))
+                except DiskFullError:
+                    raise
                 except DownloadError as error:
                     raise DownloadError(f"{error}: the list of videos; give one of yours by --video_id_csv") from None
         videos = _read_csv(path, args.split)
@@ -335,6 +184,11 @@ def main(argv: list[str] | None = None) -> int:
             for future in as_completed(futures):
                 try:
                     is_new = future.result()
+                except DiskFullError as error:
+                    downloader.stopped.set()
+                    pool.shutdown(cancel_futures=True)
+                    failures.append(str(error))
+                    break
                 except DownloadError as error:
                     failures.append(str(error))
                 else:
@@ -372,29 +226,6 @@ def _read_csv(path: Path, split: str | None) -> list[tuple[str, str]]:
     if not videos:
         raise ValueError(f"{path}: no video" + (f" of {split}" if split else ""))
     return videos
-
-
-def _unpack(path: Path, folder: Path) -> None:
-    """Unpacks a zip; a zip inside it is unpacked where it lies. Raises what `zipfile` raises for a damaged one."""
-    with zipfile.ZipFile(path) as archive:
-        archive.extractall(folder)  # checks every CRC, and keeps to the folder whatever the names are
-    for inner in sorted(folder.rglob("*.zip")):
-        with zipfile.ZipFile(inner) as archive:
-            archive.extractall(inner.parent)
-        inner.unlink()
-
-
-def _content_range(value: str) -> tuple[int, int | None]:
-    """First byte and total length of `bytes 100-199/200`; raises `OSError`."""
-    try:
-        span, total = value.removeprefix("bytes ").split("/")
-        return int(span.split("-")[0]), None if total == "*" else int(total)
-    except ValueError:
-        raise OSError(f"an answer with the range '{value}'") from None
-
-
-def _is_number(error: urllib.error.HTTPError) -> bool:
-    return (error.headers.get("Retry-After") or "").isdigit()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing files that are whole or absent, also after a power failure. Nothing here needs more than the standard library."""
 
+import errno
+import hashlib
 import os
+import shutil
 from pathlib import Path
 
 
@@ -31,4 +34,31 @@ def flush(path: Path):
         os.close(descriptor)
 
 
-__all__ = ["flush", "write_atomically"]
+def flush_all(folder: Path):
+    """`flush` of a folder and everything in it. Before the folder is renamed: what is whole by its name has to be whole."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or a quota on it, has no room left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def describe_os_error(error: OSError, folder: Path) -> str:
+    """An error of writing into `folder` as one line; of a full disk, how much is free there and what to do."""
+    text = " ".join(str(error).split())
+    if not is_disk_full(error):
+        return text
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    return f"{text}: the disk of {existing} has {free / 2**20:.1f} MiB free, or your quota is used up; make room"
+
+
+__all__ = ["describe_os_error", "flush", "flush_all", "hash_file", "is_disk_full", "write_atomically"]

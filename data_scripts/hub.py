@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -20,6 +21,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
+
+from .files import describe_os_error, is_disk_full
 
 
 # What the Hub itself puts into a new repo.
@@ -153,6 +156,8 @@ def describe_error(error: BaseException) -> str:
     cause = error
     while not isinstance(cause, HfHubHTTPError) and cause.__cause__ is not None:
         cause = cause.__cause__
+    if is_disk_full(cause):  # of the cache that large files pass through
+        return f"{describe_os_error(cause, Path(HF_HOME))}."
     if not isinstance(cause, HfHubHTTPError):
         return " ".join(str(cause).split()) or type(cause).__name__
     response = cause.response

@@ -280,6 +280,8 @@ def _report(preparation: Preparation, output: Path) -> None:
         print(f"left out: scene {plain(failure['scene_id'])}: {plain(failure['file'])}: {failure['reason']}")
     if preparation.found:
         print(f"{preparation.found} scenes had been read by an interrupted run")
+    if preparation.repaired:
+        print(f"repaired: {preparation.repaired} scenes of an interrupted run had damaged files and were read again")
     for split, counts in preparation.counts.items():
         views = f"{counts['views']} views ({counts['views'] / counts['scenes']:.1f} a scene)"
         print(f"{split}: {counts['scenes']} scenes, {views}, {counts['questions']} questions")

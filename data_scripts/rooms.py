@@ -15,6 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from .files import describe_os_error, is_disk_full
 from .synthetic import FORMATS, Settings, generate
 
 
@@ -52,9 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
             formats=tuple(options.formats),
         )
         counts = generate(settings, options.output, workers=options.workers, preview=options.preview)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {options.output}: not written: {describe_os_error(error, options.output)}", file=sys.stderr)
+        return 1 if is_disk_full(error) else 2
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130

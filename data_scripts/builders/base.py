@@ -6,6 +6,7 @@ scenes by `scene_id`. `data_scripts.builders.repo` reads the scenes, in several 
 what came out and makes a repo of them.
 """
 
+import hashlib
 import json
 import os
 from abc import abstractmethod
@@ -88,6 +89,13 @@ class Remark:
     example: str
 
 
+CHECKSUM_LENGTH = 64
+
+
+class DamagedSceneError(OSError):
+    """The file of a prepared scene is not as it was written: a power failure, or a disk that fails."""
+
+
 @dataclass
 class PreparedScene:
     """A scene as it is stored.
@@ -115,15 +123,29 @@ class PreparedScene:
             check_new("question_id", row["question_id"], seen, number)
 
     def to_bytes(self) -> bytes:
-        """One line of JSON, then the pictures."""
+        """The SHA-256 of what follows, a line; a line of JSON; the pictures."""
         header = {**vars(self), "images": [len(image) for image in self.images]}
         header["remarks"] = [vars(remark) for remark in self.remarks]
-        return json.dumps(header).encode() + b"\n" + b"".join(self.images)
+        content = json.dumps(header).encode() + b"\n" + b"".join(self.images)
+        return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
     @classmethod
     def read(cls, path: str | Path, pictures: bool = True) -> "PreparedScene":
-        """Reads what `to_bytes` gave; without `pictures`, `images` is empty."""
+        """
+        Reads what `to_bytes` gave. Without `pictures`, `images` is empty, and no checksum is compared.
+
+        Raises:
+            DamagedSceneError: the file is not the one that was written.
+        """
         with open(path, "rb") as stream:
+            checksum = stream.readline(CHECKSUM_LENGTH + 1).strip()
+            if pictures:
+                start = stream.tell()
+                if hashlib.file_digest(stream, "sha256").hexdigest().encode() != checksum:
+                    raise DamagedSceneError(
+                        f"{path}: damaged since it was written; the same command reads the scene again"
+                    )
+                stream.seek(start)
             header = json.loads(stream.readline())
             header["images"] = [stream.read(length) for length in header["images"]] if pictures else []
         header["remarks"] = [Remark(**remark) for remark in header["remarks"]]
@@ -203,6 +225,7 @@ class PreparationBuilder(GeneratorBasedBuilder):
 
 
 __all__ = [
+    "DamagedSceneError",
     "Options",
     "PreparationBuilder",
     "PreparationConfig",

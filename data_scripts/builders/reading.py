@@ -9,8 +9,6 @@ out and named (`builders.left_out`); what goes wrong with the folder is an error
 import hashlib
 import json
 import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import closing
@@ -20,15 +18,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..files import write_atomically
 from ..paths import UnsafePathError
 from ..plain import plain
 from ..schema import SCHEMA_VERSION
 from ..views import UnreadableFileError
+from ..workers import start_worker
 from .annotations import InputError, SceneInput
-from .base import Options, PreparationBuilder, PreparedScene, Remark, Sources
+from .base import DamagedSceneError, Options, PreparationBuilder, PreparedScene, Remark, Sources
 from .left_out import reason_of
 
 
+READ, FOUND, REPAIRED = "read", "found", "repaired"  # what became of a scene, see `Reading`
 TASKS_PER_WORKER = 4  # that wait or run; their questions are what is in memory
 
 
@@ -40,11 +41,13 @@ class Reading:
         left_out: the scenes that could not be used: `scene_id`, `file`, `reason`, in the order of the annotations.
         remarks: kind to how many, in how many scenes, and the first of them.
         found: how many scenes had been read by an earlier run.
+        repaired: how many had been, too, but their files were damaged, so that they were read again.
     """
 
     left_out: list[dict[str, str]] = field(default_factory=list)
     remarks: dict[str, dict] = field(default_factory=dict)
     found: int = 0
+    repaired: int = 0
 
     def lines(self) -> list[str]:
         """The remarks, one line each."""
@@ -123,9 +126,10 @@ def read_scenes(
         tqdm(total=len(scenes), unit="scene", desc="Reading scenes") as bar,
         closing(run(read, scenes)) as results,
     ):
-        for scene_id, failure, remarks, was_there in results:
+        for scene_id, failure, remarks, state in results:
             bar.update()
-            reading.found += was_there
+            reading.found += state == FOUND
+            reading.repaired += state == REPAIRED
             if failure is not None:
                 reading.left_out.append(failure)
                 if strict:
@@ -151,11 +155,16 @@ def _read_one(
     options: Options,
     folder: Path,
     task: tuple[SceneInput, str],
-) -> tuple[str, dict[str, str] | None, list[Remark], bool]:
+) -> tuple[str, dict[str, str] | None, list[Remark], str]:
     scene, digest = task
     path = scene_file(folder, digest)
+    state = READ
     if path.exists():
-        return scene.scene_id, None, PreparedScene.read(path, pictures=False).remarks, True
+        try:
+            return scene.scene_id, None, PreparedScene.read(path).remarks, FOUND
+        except DamagedSceneError:
+            path.unlink()
+            state = REPAIRED
     try:
         prepared = builder_class.read_scene(sources, options, scene)
         prepared.check()
@@ -163,12 +172,9 @@ def _read_one(
         reason = reason_of(error)
         # Relative: the record becomes part of the repo, which may be published.
         file = relative_path(error.file, sources) if isinstance(error, UnreadableFileError) else scene.scene_id
-        return scene.scene_id, {"scene_id": scene.scene_id, "file": file, "reason": reason}, [], False
-    path.parent.mkdir(exist_ok=True)
-    partial_path = path.with_suffix(f".{os.getpid()}")
-    partial_path.write_bytes(prepared.to_bytes())
-    os.replace(partial_path, path)
-    return scene.scene_id, None, prepared.remarks, False
+        return scene.scene_id, {"scene_id": scene.scene_id, "file": file, "reason": reason}, [], state
+    write_atomically(path, prepared.to_bytes())
+    return scene.scene_id, None, prepared.remarks, state
 
 
 def _in_order(read: Callable, scenes: list) -> Iterator:
@@ -176,13 +182,8 @@ def _in_order(read: Callable, scenes: list) -> Iterator:
 
 
 def _in_pool(workers: int, read: Callable, scenes: list) -> Iterator:
-    # Not forked: this process has threads of other libraries. An interrupt is its to handle, not the workers'.
-    executor = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
+    # Not forked: this process has threads of other libraries.
+    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
     finished = False
     try:
         running = set()

@@ -5,6 +5,8 @@ A repo holds `scenes/*.parquet`, `qa/*.parquet`, `README.md` (the card) and `pre
 repo was made from and is how a complete repo is recognised.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,14 +22,13 @@ from datasets import DatasetInfo
 from filelock import FileLock, Timeout
 
 from ..card import dataset_card
+from ..files import describe_os_error, flush, flush_all, hash_file, is_disk_full
 from ..licences import Origin, find_origin
+from ..manifest import MANIFEST, DamagedRepoError, check_repo_files
 from .annotations import Annotations, InputError, SceneInput, check_question_ids
 from .base import Options, PreparationBuilder, Sources
 from .reading import Reading, describe_failure, read_scenes, scene_digest, scene_file
 from .val_share import split_validation
-
-
-MANIFEST = "preparation.json"
 
 
 class PreparationError(RuntimeError):
@@ -45,6 +46,7 @@ class Preparation:
         absent: the scenes that were not there (with `allow_missing`).
         already_there: the repo had been prepared before from the same inputs, so nothing was done.
         found: how many scenes had been read by an interrupted run before.
+        repaired: how many had been, too, but their files were damaged since, so that they were read again.
     """
 
     counts: dict[str, dict[str, int]]
@@ -53,6 +55,7 @@ class Preparation:
     absent: list[str]
     already_there: bool = False
     found: int = 0
+    repaired: int = 0
 
 
 def prepare_repo(
@@ -91,6 +94,7 @@ def prepare_repo(
     digests, absent = _check_scenes(builder_class, sources, options, annotations, allow_missing)
     fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     manifest = _read_manifest(output)
+    work = output.parent / f".{output.name}.partial"
     if manifest is not None:
         if manifest["fingerprint"] != fingerprint:
             raise InputError(
@@ -98,9 +102,11 @@ def prepare_repo(
             )
         if strict and manifest["left_out"]:
             raise InputError(f"{output}: was prepared without {describe_failure(manifest['left_out'][0])}")
+        if work.is_dir():  # of a process that was killed after its last step but this one
+            with contextlib.suppress(Timeout, OSError), FileLock(work / "lock", timeout=0):
+                shutil.rmtree(work, ignore_errors=True)
         return Preparation(manifest["counts"], manifest["left_out"], manifest["notes"], absent, already_there=True)
 
-    work = output.parent / f".{output.name}.partial"
     try:
         (work / "scenes").mkdir(parents=True, exist_ok=True)
         lock = FileLock(work / "lock")
@@ -108,7 +114,7 @@ def prepare_repo(
     except Timeout:
         raise InputError(f"{output}: is being prepared by another process") from None
     except OSError as error:
-        raise PreparationError(f"{output}: not written: {' '.join(str(error).split())}") from error
+        raise _not_written(output, error) from error
     done = False
     try:
         reading = read_scenes(
@@ -127,12 +133,14 @@ def prepare_repo(
         )
         notes = annotations.notes + absent_notes(absent, annotations) + reading.lines()
         counts = _write(builder_class, work, digests, fingerprint, reading, notes, command, options, origin, absent)
+        flush_all(work / "repo")
         os.replace(work / "repo", output)
+        flush(output.parent)
         done = True
     except InputError:
         raise
     except OSError as error:
-        raise PreparationError(f"{output}: not written: {' '.join(str(error).split())}") from error
+        raise _not_written(output, error) from error
     except BrokenProcessPool as error:
         raise PreparationError(f"{output}: not written: a worker process was killed (out of memory?)") from error
     except Exception as error:
@@ -142,13 +150,13 @@ def prepare_repo(
             raise  # a mistake in this project, which the traceback shows
         if isinstance(causes[0], KeyboardInterrupt):
             raise KeyboardInterrupt from None
-        raise PreparationError(f"{output}: not written: {' '.join(str(causes[0]).split())}") from error
+        raise _not_written(output, causes[0]) from error
     finally:
         shutil.rmtree(work / "cache", ignore_errors=True)
         lock.release()
         if done or not any(path.is_file() for path in (work / "scenes").glob("*/*")):  # nothing to go on from
             shutil.rmtree(work, ignore_errors=True)
-    return Preparation(counts, reading.left_out, notes, absent, found=reading.found)
+    return Preparation(counts, reading.left_out, notes, absent, found=reading.found, repaired=reading.repaired)
 
 
 def absent_notes(absent: list[str], annotations: Annotations) -> list[str]:
@@ -274,6 +282,7 @@ def _write(
         fingerprint=fingerprint,
     )
     (repo / "README.md").write_text(card, encoding="utf-8")
+    parquet_files = sorted(repo.glob("*/*.parquet"))
     manifest = {
         "dataset": builder_class.__name__,
         "fingerprint": fingerprint,
@@ -282,7 +291,8 @@ def _write(
         "left_out": reading.left_out,
         "absent": absent,
         "notes": notes,
-        "files": {str(path.relative_to(repo)): path.stat().st_size for path in sorted(repo.glob("*/*.parquet"))},
+        "files": {str(path.relative_to(repo)): path.stat().st_size for path in parquet_files},
+        "sha256": {str(path.relative_to(repo)): hash_file(path) for path in parquet_files},
     }
     (repo / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return counts
@@ -343,15 +353,23 @@ def _read_manifest(output: Path) -> dict[str, Any] | None:
     if not (output / MANIFEST).is_file():
         raise InputError(f"{output}: exists and is not a prepared repo; choose another --output")
     try:
-        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-        sizes = manifest["files"]
-    except (ValueError, KeyError):
-        raise InputError(f"{output / MANIFEST}: damaged; remove {output} or choose another --output") from None
-    for name, size in {**sizes, "README.md": None}.items():
-        path = output / name
-        if not path.is_file() or size not in (None, path.stat().st_size):
-            raise InputError(f"{path}: missing or damaged; remove {output} or choose another --output")
+        manifest = check_repo_files(output)
+        if not {"fingerprint", "counts", "left_out", "notes"} <= manifest.keys():
+            raise DamagedRepoError(f"{output / MANIFEST}: damaged")
+        if not (output / "README.md").is_file():
+            raise DamagedRepoError(f"{output / 'README.md'}: missing or damaged")
+    except (DamagedRepoError, OSError) as error:
+        raise InputError(f"{error}; remove {output} or choose another --output") from None
     return manifest
+
+
+def _not_written(output: Path, error: OSError) -> PreparationError:
+    # What datasets says of a full disk is that a file cannot be found, or, without the number of the error, this.
+    if "Not enough disk space" in str(error):
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    error = next((cause for cause in _causes(error) if is_disk_full(cause)), error)
+    text = describe_os_error(error, output.parent)
+    return PreparationError(f"{output}: not written: {text}; the same command goes on from here")
 
 
 def _pattern(dataset_name: str, split: str, info: DatasetInfo) -> str:

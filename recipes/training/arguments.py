@@ -100,6 +100,12 @@ class DataArguments:
         default_factory=list,
         metadata={"help": "Share of each dataset among the packed sequences; by default by size."},
     )
+    verify_data: bool = field(
+        default=True,
+        metadata={
+            "help": "Read prepared repositories whole at the start, to compare their SHA-256; else sizes alone."
+        },
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="val", metadata={"help": "Split that picks the best checkpoint."})
     eval_questions: int | None = field(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 Whether what a run reads is on this machine. The recipes ask before torch is imported, which takes seconds, and before
-anything is written; `recipes.launch` asks the same. This file imports nothing but PyYAML.
+anything is written; `recipes.launch` asks the same. Nothing here needs more than PyYAML.
 """
 
 import os
@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import yaml
+
+from data_scripts.manifest import MANIFEST, DamagedRepoError, check_repo_files
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -49,6 +51,23 @@ def missing_dataset(path: str) -> str | None:
     if Path(path).parts[:1] == ("demo",):
         advice = "python -m recipes.demo"
     return f"{path} is not here: prepare it first ({advice}), or give --dataset_paths."
+
+
+def check_data(paths: list[str], contents: bool):
+    """
+    Compares what prepared repositories hold with what was written into them: sizes, and with `contents` every byte. Those of
+    the Hub, and folders that `data_scripts.prepare` did not make, are taken as they are.
+
+    Raises:
+        ValueError: naming the file that is missing or damaged.
+        OSError: if a file cannot be read.
+    """
+    for path in paths:
+        if (Path(path) / MANIFEST).is_file():
+            try:
+                check_repo_files(Path(path), contents)
+            except DamagedRepoError as error:
+                raise ValueError(f"{error}. Copy {path} here again, or remove and prepare it again.") from None
 
 
 def check_inputs(default_config: Path, argv: list[str] | None = None):
@@ -94,4 +113,12 @@ def values_of(argv: list[str], name: str) -> list[str] | None:
     return values
 
 
-__all__ = ["CONFIGS", "DATASETS", "check_inputs", "is_local_name", "missing_checkpoint", "missing_dataset"]
+__all__ = [
+    "CONFIGS",
+    "DATASETS",
+    "check_data",
+    "check_inputs",
+    "is_local_name",
+    "missing_checkpoint",
+    "missing_dataset",
+]

@@ -23,6 +23,7 @@ from .checkpoints import CheckpointError, agree, check_base, checkpoint_to_resum
 from .collator import PackCollator
 from .compilation import check_compile_layers, compile_layers
 from .data import MissingSplitError, PackDataset, SceneDataset, check_disjoint
+from .inputs import check_data
 from .precision import cast_trained, keep_trained_in_float32, load_dtype
 from .preemption import Preempted, Preemption, exit_preempted, train_or_exit
 from .record import finish_record, start_record
@@ -66,7 +67,8 @@ def start_run(model_arguments, data_arguments, training_arguments) -> str | None
     Takes the output directory for a run of these settings, and returns the checkpoint to resume from, if any.
 
     Raises:
-        ValueError: if the directory is another run's, no checkpoint in it is whole, or DeepSpeed's settings contradict.
+        ValueError: if the directory is another run's, no checkpoint in it is whole, a dataset is damaged, or DeepSpeed's
+            settings contradict.
     """
     check_deepspeed_config(training_arguments)
     check_compile_layers(model_arguments.compile_layers)
@@ -75,6 +77,7 @@ def start_run(model_arguments, data_arguments, training_arguments) -> str | None
     checkpoint = checkpoint_to_resume(training_arguments)
     if checkpoint is not None:
         check_same_batch(checkpoint, config)  # where the folder is not that of this run
+    check_data(data_arguments.dataset_paths, contents=data_arguments.verify_data)
     write_run_config(training_arguments.output_dir, config)
     return checkpoint
 
