@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3Processor
 from modeling_vggt_qwen3.actions_vggt_qwen3 import Action, ActionError, parse_action
 from recipes.metrics.room_actions.baseline import ConstantActions
 from recipes.metrics.room_actions.reading import KINDS, VECTORS, boxes_of, read_action
-from recipes.metrics.room_actions.scoring import CENTER, LEVEL_UP, VALID, ActionScores, compare, score
+from recipes.metrics.room_actions.scoring import ACTIONS, CENTER, LEVEL_UP, VALID, ActionScores, compare, score
 from recipes.training.data import SceneDataset
 from recipes.training.record import describe_dataset, hash_weights
 from recipes.training.sft import load_model
 
 from .generation import generate_actions
-from .reading import listed
+from .loading import loading
+from .reading import are_texts, listed
 from .report import BLIND, MODEL, format_table, read_run
 
 
@@ -51,7 +53,8 @@ def evaluate_actions(arguments: argparse.Namespace, processor: VggtQwen3Processo
     references = read_references(source, geometries)
     constant = constant_of(arguments.dataset)
     blind = read_blind_run(arguments.blind_run, source) if arguments.blind_run else None
-    numbers_from = arguments.numbers_from or VggtQwen3Config.from_pretrained(arguments.model).numbers_from
+    with loading(arguments.model):
+        numbers_from = arguments.numbers_from or VggtQwen3Config.from_pretrained(arguments.model).numbers_from
     if numbers_from == "head" and not processor.has_anchor_head:
         raise ValueError(f"--numbers-from head: {arguments.model} has no anchor head.")
     if arguments.save_plan is not None:
@@ -60,7 +63,8 @@ def evaluate_actions(arguments: argparse.Namespace, processor: VggtQwen3Processo
         if planned_scene not in source.qa["scene_id"]:
             raise ValueError(f"--plan-scene {planned_scene}: {source.path}, {source.split}, asks nothing about it.")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    model = load_model(arguments.model, "sdpa").to(device).eval()
+    with loading(arguments.model):
+        model = load_model(arguments.model, "sdpa").to(device).eval()
     generated = generate_actions(
         model,
         processor,
@@ -167,11 +171,32 @@ def read_blind_run(folder: Path, source: SceneDataset) -> dict[str, dict | None]
     rows, metrics = read_run(folder)
     if not metrics.get("blind") or metrics.get("task") != TASK:
         raise ValueError(f"{folder} is not of an evaluation of actions with --blind.")
+    wrong = [row["question_id"] for row in rows if "action" not in row or not _can_be_scored(row["action"])]
+    if wrong:
+        raise ValueError(f"{folder}: rows whose `action` is not one that recipes.eval wrote: {listed(wrong)}.")
     actions = {row["question_id"]: row["action"] for row in rows}
     missing = [key for key in source.qa["question_id"] if key not in actions]
     if missing:
         raise ValueError(f"{folder} has no actions for questions of {source.path}, {source.split}: {listed(missing)}.")
     return actions
+
+
+def _can_be_scored(action: dict | None) -> bool:
+    """Whether it has the boxes of the action that it names, with texts for labels and finite vectors `[3]`."""
+    if action is None:
+        return True
+    try:
+        boxes = boxes_of(action)
+        return action["action"] in ACTIONS and all(
+            are_texts([box["label"]])
+            and all(
+                len(box[key]) == 3 and all(type(n) in (int, float) and math.isfinite(n) for n in box[key])
+                for key in VECTORS
+            )
+            for box in boxes
+        )
+    except (TypeError, KeyError, OverflowError):
+        return False
 
 
 def scene_geometries(source: SceneDataset) -> dict[str, dict | None]:

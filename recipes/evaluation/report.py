@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_scripts.files import write_atomically
+from recipes.evaluation.reading import BAD_JSON, are_texts, escape_formula
 from recipes.metrics.three_d_qa.protocols import EM
 from recipes.metrics.three_d_qa.scoring import ALL, METRICS, ProtocolScores
 
@@ -31,13 +32,22 @@ def check_writable(folder: Path, option: str):
 
 
 def read_run(output: Path) -> tuple[list[dict], dict]:
-    """Predictions and metrics that `recipes.eval` wrote to `output`. Raises ValueError if they are not there."""
+    """
+    Predictions and metrics that `recipes.eval` wrote to `output`: rows with the texts `question_id` and `prediction`, and an
+    object with `blind`. Raises ValueError if they are not there.
+    """
     path = output / "predictions.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict) or not are_texts([row.get("question_id"), row.get("prediction")]):
+                raise ValueError(f"row {number} has not the texts question_id and prediction.")
         path = output / "metrics.json"
-        return rows, json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(metrics, dict) or "blind" not in metrics:
+            raise ValueError("it does not say whether the run was blind.")
+        return rows, metrics
+    except (OSError, *BAD_JSON) as error:
         raise ValueError(f"{path} is not of a run of recipes.eval: {error}") from error
 
 
@@ -113,9 +123,10 @@ def write_scores(
 
 def csv_text(header: list[str], rows) -> str:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    # Texts are quoted: Python 3.11 leaves a carriage return bare, which ends a row where it is read.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(map(escape_formula, header))
+    writer.writerows([escape_formula(cell) for cell in row] for row in rows)
     return text.getvalue()
 
 

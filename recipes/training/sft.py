@@ -273,8 +273,12 @@ def load_model(
     Raises:
         ValueError: if keys are missing, unexpected or of the wrong shape: nothing is filled in silently; or if the
             checkpoint has no camera head to predict the geometry with; or if an attention implementation is not
-            installed here.
+            installed here; or if the checkpoint is another model's.
     """
+    # transformers would make a model of default shape, of billions of parameters, of another one's config.
+    kind = VggtQwen3Config.get_config_dict(path)[0].get("model_type")
+    if kind != VggtQwen3Config.model_type:
+        raise ValueError(f"{path} holds a {kind or 'config without model_type'}, not a {VggtQwen3Config.model_type}.")
     try:
         model, info = VggtQwen3ForConditionalGeneration.from_pretrained(
             path,
