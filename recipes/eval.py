@@ -36,7 +36,7 @@ from recipes.evaluation.report import (
     check_writable,
     differences_table,
     percentages,
-    read_run,
+    read_baseline,
     scores_table,
     types_table,
     write_scores,
@@ -201,7 +201,7 @@ def evaluate(arguments: argparse.Namespace):
 
 def read_blind_run(folder: Path, source: SceneDataset) -> dict[str, str]:
     """The blind model's answers by question id. Raises ValueError if it saw images or answered other questions."""
-    rows, metrics = read_run(folder)
+    rows, metrics = read_baseline(folder)
     if not metrics["blind"]:
         raise ValueError(f"{folder} is not of an evaluation with --blind.")
     answers = {row["question_id"]: row["prediction"] for row in rows}

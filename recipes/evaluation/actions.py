@@ -24,7 +24,7 @@ from recipes.training.sft import load_model
 from .generation import generate_actions
 from .loading import loading
 from .reading import are_texts, listed
-from .report import BLIND, MODEL, format_table, read_run
+from .report import BLIND, MODEL, format_table, read_baseline
 
 
 TASK = "arkit_actions"
@@ -168,7 +168,7 @@ def constant_of(dataset: str) -> ConstantActions | None:
 
 def read_blind_run(folder: Path, source: SceneDataset) -> dict[str, dict | None]:
     """The blind model's actions by question id. Raises ValueError if it saw images or was asked something else."""
-    rows, metrics = read_run(folder)
+    rows, metrics = read_baseline(folder)
     if not metrics.get("blind") or metrics.get("task") != TASK:
         raise ValueError(f"{folder} is not of an evaluation of actions with --blind.")
     wrong = [row["question_id"] for row in rows if "action" not in row or not _can_be_scored(row["action"])]

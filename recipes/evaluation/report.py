@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_scripts.files import write_atomically
-from recipes.evaluation.reading import BAD_JSON, are_texts, escape_formula
+from recipes.evaluation.reading import BAD_JSON, are_texts, escape_formula, listed
 from recipes.metrics.three_d_qa.protocols import EM
 from recipes.metrics.three_d_qa.scoring import ALL, METRICS, ProtocolScores
 
@@ -32,23 +32,32 @@ def check_writable(folder: Path, option: str):
 
 
 def read_run(output: Path) -> tuple[list[dict], dict]:
-    """
-    Predictions and metrics that `recipes.eval` wrote to `output`: rows with the texts `question_id` and `prediction`, and an
-    object with `blind`. Raises ValueError if they are not there.
-    """
+    """Predictions and metrics that `recipes.eval` wrote to `output`. Raises ValueError if they are not there."""
     path = output / "predictions.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict) or not are_texts([row.get("question_id"), row.get("prediction")]):
-                raise ValueError(f"row {number} has not the texts question_id and prediction.")
         path = output / "metrics.json"
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(metrics, dict) or "blind" not in metrics:
-            raise ValueError("it does not say whether the run was blind.")
-        return rows, metrics
+        return rows, json.loads(path.read_text(encoding="utf-8"))
     except (OSError, *BAD_JSON) as error:
         raise ValueError(f"{path} is not of a run of recipes.eval: {error}") from error
+
+
+def read_baseline(output: Path) -> tuple[list[dict], dict]:
+    """As `read_run`; also raises ValueError if the rows have not the texts `question_id` and `prediction`, or the metrics `blind`."""
+    rows, metrics = read_run(output)
+    wrong = [
+        number
+        for number, row in enumerate(rows)
+        if not isinstance(row, dict) or not are_texts([row.get("question_id"), row.get("prediction")])
+    ]
+    if wrong or not isinstance(metrics, dict) or "blind" not in metrics:
+        what = (
+            f"rows without the texts question_id and prediction: {listed(wrong)}"
+            if wrong
+            else "nothing says if it was blind"
+        )
+        raise ValueError(f"{output} is not of a run of recipes.eval: {what}.")
+    return rows, metrics
 
 
 def baselines(scored: Scored) -> dict:
