@@ -13,6 +13,8 @@ from recipes import eval as recipes_eval
 from recipes.evaluation import actions as evaluation
 from recipes.evaluation.run_figure import describe, draw_run
 from recipes.evaluation.run_history import RunHistory, add
+from recipes.launching.checks import check_data
+from recipes.launching.settings import read_settings
 from recipes.publishing.evaluations import _read, eval_results
 from recipes.publishing.upload import make_unevaluated_card
 from recipes.training import evaluating
@@ -34,10 +36,14 @@ def checkpoint(tmp_path_factory):
     return write_toy_checkpoint(tmp_path_factory.mktemp("model"), anchor_hidden_size=32, numbers_from="head")
 
 
-def trainer_of(checkpoint, repo, output, *more):
+def words_of(checkpoint, repo, output, *more) -> list[str]:
     words = ["--model_name_or_path", checkpoint, "--dataset_paths", repo, "--output_dir", output, "--image_size", 28]
     words += ["--bf16", "false", "--report_to", "none", "--dataloader_num_workers", 0, "--lora_r", 0, "--num_views", 2]
-    return make_trainer(*parse_arguments(CONFIGS / "stage3_arkit.yaml", [str(word) for word in [*words, *more]]))
+    return [str(word) for word in [*words, *more]]
+
+
+def trainer_of(*arguments):
+    return make_trainer(*parse_arguments(CONFIGS / "stage3_arkit.yaml", words_of(*arguments)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,6 +51,9 @@ def test_an_evaluation_while_training_measures_what_is_there(kind, checkpoint, t
     """Catches the division by zero where nothing asks for an anchor, lists and rooms that nothing is said of, an evaluation that
     ends a run for want of the metric that chooses checkpoints, and a sample of which every question counts as an anchor."""
     repo = write_action_repo(tmp_path / "repo", {"train": [ANCHOR], "val": KINDS[kind]})
+    problems = check_data(read_settings("stage3", words_of(checkpoint, repo, tmp_path / "run")))
+    said = ["never for place_anchor" in problem for problem in problems]
+    assert said == [True] * ("place_anchor" not in {action["action"] for action in KINDS[kind]}), problems
     if "place_anchor" not in {action["action"] for action in KINDS[kind]}:
         with pytest.raises(
             ValueError, match="never for place_anchor .* no eval_exact_match .*load_best_model_at_end: f"

@@ -140,7 +140,8 @@ def test_other_texts_have_the_tokens_that_they_had(texts):
     tokenizer = PROCESSOR.tokenizer
     assert PROCESSOR.encode_text(text) == tokenizer(text, add_special_tokens=False).input_ids
     prompt = PROCESSOR.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
-    assert isinstance(prompt, ChatPrompt) or "<" not in text
+    # Others do not pay for it.
+    assert isinstance(prompt, ChatPrompt) == any(character in text for character in "<☃")
     assert prompt == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
     expected = tokenizer(str(prompt), add_special_tokens=False).input_ids
     assert PROCESSOR(text=[prompt]).input_ids == [expected]

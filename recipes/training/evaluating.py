@@ -11,6 +11,7 @@ from recipes.metrics.room_actions.reading import read_action
 from recipes.metrics.room_actions.scoring import IOUS, LEVEL_UP, compare
 from recipes.metrics.three_d_qa.protocols import exact_match
 
+from .arguments import no_exact_match
 from .data import SceneDataset, action_of, anchor_of
 
 
@@ -54,13 +55,7 @@ def check_best_metric(sources: Sequence[SceneDataset], data_arguments, training_
     asked = [rows_to_ask(source, data_arguments.eval_questions, training_arguments.seed) for source in sources]
     if any(None in rows or ANCHOR in rows for rows in asked):
         return
-    kinds = sorted({name for rows in asked for name in rows}) or ["nothing that has an answer"]
-    sample = "" if data_arguments.eval_questions is None else f", eval_questions {data_arguments.eval_questions}"
-    raise ValueError(
-        f"{', '.join(source.path for source in sources)}, split {data_arguments.eval_split}{sample}: evaluations ask for "
-        f"{' and '.join(kinds)}, never for place_anchor or an answer in words, so there is no {BEST} to choose the best "
-        "checkpoint by. Evaluate on a split that has some, or set load_best_model_at_end: false and save_strategy: steps."
-    )
+    raise ValueError(no_exact_match([source.path for source in sources], data_arguments.eval_split))
 
 
 def measure(
