@@ -154,3 +154,15 @@ def test_card_of_a_run_without_exact_match(tmp_path, monkeypatch):
     monkeypatch.setattr(upload, "read_record", lambda _: {})
     monkeypatch.setattr(upload, "model_card", lambda inputs: inputs.last_metrics)
     assert make_unevaluated_card(tmp_path, "x/y") == {"eval_list_objects_recall": 0.25}
+
+
+def test_lists_need_libraries_that_training_does_not(checkpoint, tmp_path, monkeypatch, caplog):
+    """Catches a run that ends at its first evaluation for want of xgrammar, or leaves lists out and does not say so."""
+    monkeypatch.setattr(evaluating, "OF_BOXES", ("a_library_that_is_not_there",))
+    repo = write_action_repo(tmp_path / "repo", {"train": [ANCHOR], "val": [ANCHOR, LIST, ROOM]})
+    with caplog.at_level("WARNING"):
+        trainer = trainer_of(checkpoint, repo, tmp_path / "run")
+    (said,) = [record.getMessage() for record in caplog.records if "left out of evaluations" in record.getMessage()]
+    assert "Lists and rooms are left out of evaluations: without a_library_that_is_not_there" in said
+    metrics = trainer.evaluate()
+    assert "eval_exact_match" in metrics and not any("list_objects" in name or "room" in name for name in metrics)

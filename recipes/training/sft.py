@@ -23,7 +23,7 @@ from .checkpoints import CheckpointError, agree, check_base, checkpoint_to_resum
 from .collator import PackCollator
 from .compilation import check_compile_layers, compile_layers
 from .data import MissingSplitError, PackDataset, SceneDataset, check_disjoint
-from .evaluating import check_best_metric
+from .evaluating import check_evaluations
 from .precision import cast_trained, keep_trained_in_float32, load_dtype
 from .preemption import Preempted, Preemption, exit_preempted, train_or_exit
 from .record import finish_record, start_record
@@ -110,7 +110,7 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
     for train_source in train_sources:
         for eval_source in eval_sources:
             check_disjoint(train_source, eval_source)
-    check_best_metric(eval_sources, data_arguments, training_arguments)
+    check_evaluations(eval_sources, data_arguments, training_arguments)
     train_dataset = PackDataset(
         train_sources,
         data_arguments.questions_per_scene,
