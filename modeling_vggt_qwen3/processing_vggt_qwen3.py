@@ -15,6 +15,16 @@ from .action_decoding_vggt_qwen3 import ActionLogitsProcessor
 from .action_grammar_vggt_qwen3 import grammars_of, maximum_tokens, minimum_tokens
 from .actions_vggt_qwen3 import Action, parse_actions
 from .pictures_vggt_qwen3 import upright_size
+from .user_text_vggt_qwen3 import (
+    ChatPrompt,
+    encode_prompt,
+    encode_prompts,
+    encode_text,
+    first_characters,
+    hide_user_text,
+    markup_of,
+    with_markup,
+)
 
 
 # The text of a turn: one vision block per conversation, before the text; the processor expands its placeholder to all views.
@@ -128,21 +138,62 @@ class VggtQwen3Processor(ProcessorMixin):
                 raise ValueError(f"The tokenizer does not know {token}; VGGT-Qwen3 needs Qwen3's special tokens.")
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.geometry_token_id = tokenizer.convert_tokens_to_ids(self.geometry_token)
+        self._first_characters = (0, frozenset())
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
-    def __call__(self, images=None, text=None, geometry=None, image_sizes=None, **kwargs) -> BatchFeature:
+    @property
+    def first_characters(self) -> frozenset[str]:
+        """What the tokenizer's added tokens begin with."""
+        size = len(self.tokenizer)
+        if self._first_characters[0] != size:
+            self._first_characters = (size, first_characters(self.tokenizer))
+        return self._first_characters[1]
+
+    def apply_chat_template(
+        self,
+        conversation,
+        chat_template=None,
+        *,
+        tokenize: bool = False,
+        processor_kwargs: dict | None = None,
+        **kwargs,
+    ):
+        r"""
+        As [`~transformers.ProcessorMixin.apply_chat_template`], where what the conversation says is text: special tokens
+        in it (`<|im_end|>`, `<|image_pad|>`, and the tokenizer's others) are characters like any. Without `tokenize` the
+        prompt is then a [`ChatPrompt`], which `__call__` reads in the same way.
+        """
+        template = str(chat_template or self.chat_template)
+        conversation, characters = hide_user_text(conversation, self.first_characters, template)
+        if characters is not None and tokenize:
+            processor_kwargs = (processor_kwargs or {}) | {"characters": characters}
+        prompt = super().apply_chat_template(
+            conversation, chat_template, tokenize=tokenize, processor_kwargs=processor_kwargs, **kwargs
+        )
+        if characters is None or tokenize:
+            return prompt
+        return (
+            ChatPrompt(prompt, characters) if isinstance(prompt, str) else [ChatPrompt(p, characters) for p in prompt]
+        )
+
+    def __call__(
+        self, images=None, text=None, geometry=None, image_sizes=None, characters=None, **kwargs
+    ) -> BatchFeature:
         r"""
         Args:
             images: The views of one scene (a list of images), or of a batch (a list of lists; an empty list for a
                 text without images). View 0 is the reference frame.
             text (`str` or `list[str]`): Prompts. One with images has one `<|vision_start|><|image_pad|><|vision_end|>`
-                (the chat template writes it); a prompt without any gets it in front.
+                (the chat template writes it); a prompt without any gets it in front. A prompt is markup, whose special
+                tokens are read; those of users are text where `apply_chat_template` wrote the prompt.
             geometry (`dict` or `list[dict | None]`, *optional*): Per scene `R [V, 3, 3]` and `t [V, 3]`
                 (world-to-camera, OpenCV axes, metres), `K [V, 3, 3]` (pixels of the image as given) and `depth_hist
                 [V, bins]`; None for a scene without.
             image_sizes (`list[list[tuple[int, int]] | None]`, *optional*): Per text, (width, height) of every view that
                 `K` is given in the pixels of, where the images themselves were decoded at a fraction of that size; by
                 default the images' own.
+            characters (`dict[int, int]`, *optional*): Of texts with stand-ins in user text what these stand for (see
+                [`ChatPrompt`]; `apply_chat_template` gives it).
             kwargs: For the tokenizer and the image processor, such as `padding=True, return_tensors="pt"`.
 
         Returns:
@@ -160,29 +211,28 @@ class VggtQwen3Processor(ProcessorMixin):
         if images is None:
             if geometry is not None:
                 raise ValueError("geometry describes images, but there are none.")
-            return super().__call__(text=text, **kwargs)
-        texts = [text] if isinstance(text, str) else list(text)
+            return self._call(None, self._prompts(text, characters), **kwargs)
+        texts = self._prompts(text, characters)
         scenes = self._nest_images(images, len(texts))
         geometries = [geometry] if isinstance(geometry, dict) else list(geometry or [None] * len(scenes))
         if len(geometries) != len(scenes):
             raise ValueError(f"Got {len(geometries)} geometries for {len(scenes)} scenes.")
         block = f"<|vision_start|>{self.image_token}<|vision_end|>"
-        texts = [
-            block + prompt if views and self.image_token not in prompt else prompt
-            for prompt, views in zip(texts, scenes, strict=True)
-        ]
         for row, (prompt, views) in enumerate(zip(texts, scenes, strict=True)):
-            if prompt.count(self.image_token) != bool(views):
+            count = markup_of(prompt).count(self.image_token)
+            if views and not count:
+                texts[row] = with_markup(prompt, block + markup_of(prompt))
+            elif count != bool(views):
                 raise ValueError(
-                    f"Text {row} has {prompt.count(self.image_token)} {self.image_token} placeholders and "
-                    f"{len(views)} views; a text with views needs exactly one, a text without none."
+                    f"Text {row} has {count} {self.image_token} placeholders and {len(views)} views; a text with views "
+                    "needs exactly one, a text without none."
                 )
         geometries = [item for item, views in zip(geometries, scenes, strict=True) if views]
         sizes = [item for item, views in zip(image_sizes or [None] * len(scenes), scenes, strict=True) if views]
         scenes = [views for views in scenes if views]
         if not scenes:
-            return super().__call__(text=texts, **kwargs)
-        inputs = super().__call__(images=scenes, text=texts, **kwargs)
+            return self._call(None, texts, **kwargs)
+        inputs = self._call(scenes, texts, **kwargs)
         if any(item is not None for item in geometries):
             sizes = [
                 given
@@ -195,6 +245,28 @@ class VggtQwen3Processor(ProcessorMixin):
             inputs.update(self._geometry_inputs(sizes, geometries, np.shape(inputs["pixel_values"])[1], **kwargs))
             inputs.convert_to_tensors(kwargs.get("return_tensors"))
         return inputs
+
+    @staticmethod
+    def _prompts(text: str | Sequence[str], characters: dict[int, int] | None) -> list[str]:
+        texts = [text] if isinstance(text, str) else list(text)
+        return texts if characters is None else [ChatPrompt(prompt, characters) for prompt in texts]
+
+    def _call(self, images: list[list] | None, texts: list[str], **kwargs) -> BatchFeature:
+        """As [`~transformers.ProcessorMixin.__call__`], for texts that may be [`ChatPrompt`]."""
+        if not any(isinstance(prompt, ChatPrompt) for prompt in texts):
+            return super().__call__(images=images, text=texts, **kwargs)
+        options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)["text_kwargs"]
+        inputs, scene = {}, 0
+        if images is not None:
+            inputs = super().__call__(images=images, **kwargs)
+            for row, prompt in enumerate(texts):
+                if self.image_token in markup_of(prompt):
+                    views = self.replace_image_token(inputs, scene)
+                    texts[row] = with_markup(prompt, markup_of(prompt).replace(self.image_token, views))
+                    scene += 1
+        tokens = encode_prompts(self.tokenizer, texts, self.first_characters, options)
+        self._check_special_mm_tokens([markup_of(prompt) for prompt in texts], tokens, ["image"])
+        return BatchFeature({**tokens, **inputs})
 
     def _nest_images(self, images, num_texts: int) -> list[list]:
         if not isinstance(images, (list, tuple)):
@@ -328,13 +400,12 @@ class VggtQwen3Processor(ProcessorMixin):
         counts = [len(features) for features in vision_features]
         texts = []
         for row, (prompt, num_views) in enumerate(zip(text, counts, strict=True)):
-            if prompt.count(self.image_token) != 1:
-                raise ValueError(
-                    f"Text {row} has {prompt.count(self.image_token)} {self.image_token} placeholders; it needs one."
-                )
+            count = markup_of(prompt).count(self.image_token)
+            if count != 1:
+                raise ValueError(f"Text {row} has {count} {self.image_token} placeholders; it needs one.")
             views = self.expand_views(num_views, rows * patch_size, columns * patch_size)
-            texts.append(prompt.replace(self.image_token, views))
-        data = {"input_ids": self.tokenizer(texts, add_special_tokens=False).input_ids}
+            texts.append(with_markup(prompt, markup_of(prompt).replace(self.image_token, views)))
+        data = {"input_ids": [encode_prompt(self.tokenizer, prompt, self.first_characters) for prompt in texts]}
         for name, arrays in (("vision_features", vision_features), ("camera_encodings", camera_encodings)):
             # Features are large (134 MB of 8 views of 448 pixels): one scene's stay where they are, memory-mapped, and
             # zeros are written where views are missing alone.
@@ -361,14 +432,18 @@ class VggtQwen3Processor(ProcessorMixin):
         """
         The chat-formatted prompt of a question in two parts: the text that all questions of a scene share, up to and
         including the vision block ("" without images), and the tokens of the rest, up to where the answer begins; with
-        `anchor` that is after `<|anchor|>`, if the model has an anchor head.
+        `anchor` that is after `<|anchor|>`, if the model has an anchor head. Special tokens in the question are text.
         """
         content = [{"type": "image"}] * with_images + [{"type": "text", "text": question}]
         prompt = self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        prompt += self.anchor_token * (anchor and self.has_anchor_head)
-        prefix, separator, rest = prompt.partition(VISION_END) if with_images else ("", "", prompt)
+        whole = markup_of(prompt) + self.anchor_token * (anchor and self.has_anchor_head)
+        prefix, separator, rest = whole.partition(VISION_END) if with_images else ("", "", whole)
         # A special token ends the prefix, so the two parts have the tokens that the whole has.
-        return prefix + separator, self.tokenizer(rest, add_special_tokens=False).input_ids
+        return prefix + separator, encode_prompt(self.tokenizer, with_markup(prompt, rest), self.first_characters)
+
+    def encode_text(self, text: str) -> list[int]:
+        """The tokens of text alone, an answer for example: special tokens in it are characters like any."""
+        return encode_text(self.tokenizer, text, self.first_characters)
 
     def prepare_questions(
         self,

@@ -21,6 +21,7 @@ from data_scripts.pictures import decode_picture
 from data_scripts.views import UnreadableFileError, read_bytes
 from modeling_vggt_qwen3 import ACTION_SCHEMAS, VggtQwen3Processor
 from recipes.evaluation.action_page import save_action_plan
+from recipes.evaluation.loading import loading
 from recipes.evaluation.plan import check_plan_path
 from recipes.evaluation.scene_export import check_heads, check_outputs, photo_masks, save_scene, save_views
 from recipes.training.sft import load_model
@@ -54,7 +55,7 @@ def main():
         parser.error("--save-plan draws an action: with --action")
     try:
         print(ask(arguments))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, torch.OutOfMemoryError) as error:
         sys.exit(f"recipes.ask: {error}")
 
 
@@ -66,19 +67,31 @@ def read_photo(path: str) -> Image.Image:
         raise ValueError(f"Cannot read the photo {error}") from None
 
 
+def check_question(question: str):
+    """Raises ValueError for a question whose bytes on the command line were no text."""
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"The question is not UTF-8 text: {question[:80]!r}.") from None
+
+
 def read_cameras(path: Path) -> dict[str, np.ndarray]:
-    """The cameras of a JSON file, as arrays. Raises ValueError naming a file that is missing or not of the form."""
+    """The cameras of a JSON file, as arrays. Raises ValueError naming a file that is missing, not of the form or not finite."""
     try:
         cameras = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"Cannot read the cameras {path}: {error}") from error
     keys = ("R", "t", "K", "depth_hist")
     if not isinstance(cameras, dict) or set(cameras) != set(keys):
         raise ValueError(f"{path} must be an object with {', '.join(keys)}, each with one entry per photo.")
     try:
-        return {key: np.asarray(value, dtype=np.float32) for key, value in cameras.items()}
-    except (TypeError, ValueError) as error:
+        with np.errstate(over="ignore"):
+            cameras = {key: np.asarray(value, dtype=np.float32) for key, value in cameras.items()}
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} holds something other than numbers in rows of one length: {error}") from None
+    if wrong := [key for key, array in cameras.items() if not np.isfinite(array).all()]:
+        raise ValueError(f"{path}: {' and '.join(wrong)} must be finite numbers, also as float32.")
+    return cameras
 
 
 @torch.no_grad()
@@ -87,13 +100,16 @@ def ask(arguments: argparse.Namespace) -> str:
     check_outputs(arguments.save_scene, arguments.save_views, arguments.confidence_percentile)
     if arguments.save_plan is not None:
         check_plan_path(arguments.save_plan)
+    check_question(arguments.question)
     cameras = None if arguments.cameras is None else read_cameras(arguments.cameras)
     views = [read_photo(path) for path in arguments.photos]
-    processor = VggtQwen3Processor.from_pretrained(arguments.model)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    with loading(arguments.model):
+        processor = VggtQwen3Processor.from_pretrained(arguments.model)
+        processor.split_prompt("")  # a chat template shows its errors where it is used
+        model = load_model(arguments.model, "sdpa").to(device).eval()
     if arguments.image_mode is not None:
         processor.image_processor.mode = arguments.image_mode
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    model = load_model(arguments.model, "sdpa").to(device).eval()
     encoder = model.model.vision_model
     check_heads(encoder, arguments.save_scene, arguments.save_views)
     scene, questions = processor.prepare_questions(

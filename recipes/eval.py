@@ -24,6 +24,7 @@ from modeling_vggt_qwen3 import VggtQwen3Processor
 from recipes.evaluation.actions import TASK as ACTIONS
 from recipes.evaluation.actions import evaluate_actions
 from recipes.evaluation.generation import generate_answers
+from recipes.evaluation.loading import loading
 from recipes.evaluation.page import report_page
 from recipes.evaluation.reading import dataset_of, listed
 from recipes.evaluation.report import (
@@ -35,7 +36,7 @@ from recipes.evaluation.report import (
     check_writable,
     differences_table,
     percentages,
-    read_run,
+    read_baseline,
     scores_table,
     types_table,
     write_scores,
@@ -109,7 +110,8 @@ def evaluate(arguments: argparse.Namespace):
     check_writable(arguments.output, "--output")
     if arguments.report:
         check_writable(arguments.report.parent, "--report")
-    processor = VggtQwen3Processor.from_pretrained(arguments.model)
+    with loading(arguments.model):
+        processor = VggtQwen3Processor.from_pretrained(arguments.model)
     store = arguments.feature_store and open_store(arguments.feature_store, arguments.model, processor)
     source = SceneDataset(arguments.dataset, arguments.split, arguments.num_views, store, processor.image_processor)
     # What does not fit is found before the answers are generated.
@@ -127,7 +129,8 @@ def evaluate(arguments: argparse.Namespace):
     dataset = dataset_of(source.qa["task"], arguments.dataset)
     blind_answers = read_blind_run(arguments.blind_run, source) if arguments.blind_run else None
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    model = load_model(arguments.model, "sdpa").to(device).eval()
+    with loading(arguments.model):
+        model = load_model(arguments.model, "sdpa").to(device).eval()
     prompts = copy(source)
     suffix = PROTOCOLS[arguments.prompt_style].suffix[dataset]
     prompts.qa = source.qa.map(lambda row: {"question": row["question"] + suffix}) if suffix else source.qa
@@ -189,7 +192,8 @@ def evaluate(arguments: argparse.Namespace):
             f"{len(rows)} questions about {len(scenes)} scenes; prompt style {arguments.prompt_style}",
             scored,
             [row | ({"blind": blind_answers[row["question_id"]]} if blind_answers else {}) for row in rows],
-            {source.scene_ids[scene]: source.views(scene)[0] for scene in source.questions_of_scene},
+            # One scene at a time: decoded views of all scenes are more than a machine has memory for.
+            ((source.scene_ids[scene], source.views(scene)[0]) for scene in source.questions_of_scene),
         )
         write_atomically(arguments.report, page)
         print(f"\nReport: {arguments.report}")
@@ -197,7 +201,7 @@ def evaluate(arguments: argparse.Namespace):
 
 def read_blind_run(folder: Path, source: SceneDataset) -> dict[str, str]:
     """The blind model's answers by question id. Raises ValueError if it saw images or answered other questions."""
-    rows, metrics = read_run(folder)
+    rows, metrics = read_baseline(folder)
     if not metrics["blind"]:
         raise ValueError(f"{folder} is not of an evaluation with --blind.")
     answers = {row["question_id"]: row["prediction"] for row in rows}

@@ -195,12 +195,3 @@ def test_what_comes_with_a_batch_is_what_the_model_finds(options):
         results.append([outputs.loss, outputs.logits, *(p.grad for p in model.parameters() if p.grad is not None)])
     for with_indices, without in zip(*results, strict=True):
         assert torch.equal(with_indices, without)
-
-
-@pytest.mark.parametrize("token", ["<|image_pad|>", "<|vision_pad|>", "<|anchor|>"])
-def test_placeholders_in_texts_are_refused_where_the_batch_is_made(token):
-    """Catches a question that takes a place of the scene's own tokens: no count in the model would be off by itself."""
-    model = toy_model(anchor_hidden_size=32, numbers_from="head")
-    example = {"images": toy_views(2), "geometry": None, "questions": [("Fine?", "yes"), (f"What is {token}?", "red")]}
-    with pytest.raises(ValueError, match=r"Texts must not have .* question 'What is"):
-        PackCollator(toy_processor(model.config))([example])

@@ -178,7 +178,7 @@ def test_other_keys_reach_a_run(tmp_path, monkeypatch):
         asked.update(rows=rows, batch_size=batch_size)
         return [(row, "red") for row in rows]
 
-    monkeypatch.setattr("recipes.training.trainer.generate_answers", answer)
+    monkeypatch.setattr("recipes.training.evaluating.generate_answers", answer)
     trainer.evaluate()
     assert len(asked["rows"]) == 3 and asked["batch_size"] == 7
 

@@ -581,6 +581,6 @@ def test_image_settings_and_eval_questions_reach_a_run(tmp_path, monkeypatch):
         asked.extend(rows)
         return [(row, "red") for row in rows]
 
-    monkeypatch.setattr("recipes.training.trainer.generate_answers", answer)
+    monkeypatch.setattr("recipes.training.evaluating.generate_answers", answer)
     trainer.evaluate()
     assert len(asked) == len(set(asked)) == 3

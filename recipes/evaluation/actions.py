@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,15 +15,16 @@ from data_scripts.files import write_atomically
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3Processor
 from modeling_vggt_qwen3.actions_vggt_qwen3 import Action, ActionError, parse_action
 from recipes.metrics.room_actions.baseline import ConstantActions
-from recipes.metrics.room_actions.reading import KINDS, VECTORS, read_action
-from recipes.metrics.room_actions.scoring import CENTER, LEVEL_UP, VALID, ActionScores, compare, score
+from recipes.metrics.room_actions.reading import KINDS, VECTORS, boxes_of, read_action
+from recipes.metrics.room_actions.scoring import ACTIONS, CENTER, LEVEL_UP, VALID, ActionScores, compare, score
 from recipes.training.data import SceneDataset
 from recipes.training.record import describe_dataset, hash_weights
 from recipes.training.sft import load_model
 
 from .generation import generate_actions
-from .reading import listed
-from .report import BLIND, MODEL, format_table, read_run
+from .loading import loading
+from .reading import are_texts, listed
+from .report import BLIND, MODEL, format_table, read_baseline
 
 
 TASK = "arkit_actions"
@@ -47,10 +49,12 @@ def evaluate_actions(arguments: argparse.Namespace, processor: VggtQwen3Processo
     from .action_page import action_page, save_scene_plan
     from .plan import check_plan_path
 
-    references = read_references(source)
+    geometries = scene_geometries(source)
+    references = read_references(source, geometries)
     constant = constant_of(arguments.dataset)
     blind = read_blind_run(arguments.blind_run, source) if arguments.blind_run else None
-    numbers_from = arguments.numbers_from or VggtQwen3Config.from_pretrained(arguments.model).numbers_from
+    with loading(arguments.model):
+        numbers_from = arguments.numbers_from or VggtQwen3Config.from_pretrained(arguments.model).numbers_from
     if numbers_from == "head" and not processor.has_anchor_head:
         raise ValueError(f"--numbers-from head: {arguments.model} has no anchor head.")
     if arguments.save_plan is not None:
@@ -59,7 +63,8 @@ def evaluate_actions(arguments: argparse.Namespace, processor: VggtQwen3Processo
         if planned_scene not in source.qa["scene_id"]:
             raise ValueError(f"--plan-scene {planned_scene}: {source.path}, {source.split}, asks nothing about it.")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    model = load_model(arguments.model, "sdpa").to(device).eval()
+    with loading(arguments.model):
+        model = load_model(arguments.model, "sdpa").to(device).eval()
     generated = generate_actions(
         model,
         processor,
@@ -68,7 +73,6 @@ def evaluate_actions(arguments: argparse.Namespace, processor: VggtQwen3Processo
         blind=arguments.blind,
         batch_size=arguments.batch_size,
     )
-    geometries = scene_geometries(source)
     systems = {
         MODEL if name == numbers_from else numbers_from_name(name): [
             parsed(text, geometries[source.qa[row]["scene_id"]], anchor if name == "head" else None)
@@ -112,7 +116,7 @@ def evaluate_actions(arguments: argparse.Namespace, processor: VggtQwen3Processo
     if blind is None and not arguments.blind:
         print("\nA score says little without its blind baseline: evaluate one with --blind, give it as --blind-run.")
     if constant is None:
-        print(f"\n{arguments.dataset} has no train split: no constant baseline.")
+        print(f"\n{arguments.dataset} has no box in a train split: no constant baseline.")
     if arguments.save_plan is not None:
         save_scene_plan(arguments.save_plan, [row for row in rows if row["scene_id"] == planned_scene], source)
         print(f"\nPlan of {planned_scene}: {arguments.save_plan}")
@@ -122,8 +126,9 @@ def evaluate_actions(arguments: argparse.Namespace, processor: VggtQwen3Processo
         print(f"\nReport: {arguments.report}")
 
 
-def read_references(source: SceneDataset) -> list[dict]:
-    """The true actions, frame of view 0. Raises ValueError naming the rows that have none, or one that is no action."""
+def read_references(source: SceneDataset, geometries: dict[str, dict | None]) -> list[dict]:
+    """The true actions, frame of view 0. Raises ValueError naming the rows that have none, or one that is no action, or none in
+    the world's frame where the scene has cameras."""
     references = [read_action(text) for text in source.qa["action"]]
     wrong = [row for row, action in zip(source.qa["question_id"], references, strict=True) if action is None]
     if wrong:
@@ -131,30 +136,67 @@ def read_references(source: SceneDataset) -> list[dict]:
             f"{source.path}, qa, split {source.split}: rows whose `action` is not JSON of one of the schemas: "
             f"{listed(wrong)}."
         )
+    columns = zip(source.qa["question_id"], source.qa["scene_id"], source.qa["action_world"], strict=True)
+    wrong = [row for row, scene_id, text in columns if geometries[scene_id] is not None and not _is_object(text)]
+    if wrong:
+        raise ValueError(
+            f"{source.path}, qa, split {source.split}: rows of scenes with cameras whose `action_world` is no JSON object: "
+            f"{listed(wrong)}; prepare it again."
+        )
     return references
 
 
+def _is_object(text: str | None) -> bool:
+    try:
+        return isinstance(json.loads(text or "null"), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def constant_of(dataset: str) -> ConstantActions | None:
-    """The constant baseline of a prepared dataset: of its split `train`, whatever is evaluated. None if it has none."""
+    """
+    The constant baseline of a prepared dataset: of its split `train`, whatever is evaluated. None if it has none, or no box.
+    """
     splits = datasets.load_dataset(dataset, "qa")
     if "train" not in splits:
         return None
     training = [read_action(text) for text in splits["train"]["action"]]
     if None in training:
         raise ValueError(f"{dataset}, qa, split train, row {training.index(None)}: `action` is not an action.")
-    return ConstantActions(training)
+    return ConstantActions(training) if any(map(boxes_of, training)) else None
 
 
 def read_blind_run(folder: Path, source: SceneDataset) -> dict[str, dict | None]:
     """The blind model's actions by question id. Raises ValueError if it saw images or was asked something else."""
-    rows, metrics = read_run(folder)
+    rows, metrics = read_baseline(folder)
     if not metrics.get("blind") or metrics.get("task") != TASK:
         raise ValueError(f"{folder} is not of an evaluation of actions with --blind.")
+    wrong = [row["question_id"] for row in rows if "action" not in row or not _can_be_scored(row["action"])]
+    if wrong:
+        raise ValueError(f"{folder}: rows whose `action` is not one that recipes.eval wrote: {listed(wrong)}.")
     actions = {row["question_id"]: row["action"] for row in rows}
     missing = [key for key in source.qa["question_id"] if key not in actions]
     if missing:
         raise ValueError(f"{folder} has no actions for questions of {source.path}, {source.split}: {listed(missing)}.")
     return actions
+
+
+def _can_be_scored(action: dict | None) -> bool:
+    """Whether it has the boxes of the action that it names, with texts for labels and finite vectors `[3]`."""
+    if action is None:
+        return True
+    try:
+        boxes = boxes_of(action)
+        return action["action"] in ACTIONS and all(
+            are_texts([box["label"]])
+            and all(
+                len(box[key]) == 3 and all(type(n) in (int, float) and math.isfinite(n) for n in box[key])
+                for key in VECTORS
+            )
+            for box in boxes
+        )
+    except (TypeError, KeyError, OverflowError):
+        return False
 
 
 def scene_geometries(source: SceneDataset) -> dict[str, dict | None]:

@@ -36,7 +36,8 @@ def draw_loss(histories: dict[str, list[dict]], path: Path):
         losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
         matches = [(entry["step"], entry["eval_exact_match"]) for entry in history if "eval_exact_match" in entry]
         loss_axis.plot(*zip(*losses, strict=True), label=name)
-        match_axis.plot(*zip(*matches, strict=True), marker="o", markersize=3, label=name)
+        if matches:  # of lists and rooms alone there are none
+            match_axis.plot(*zip(*matches, strict=True), marker="o", markersize=3, label=name)
     loss_axis.set(xlabel="step", ylabel="training loss", ylim=(0, None))
     match_axis.set(xlabel="step", ylabel="exact match on val", ylim=(0, 1))
     loss_axis.legend(frameon=False)

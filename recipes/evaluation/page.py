@@ -5,7 +5,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -38,7 +38,7 @@ def data_uri(view: Image.Image) -> str:
 
 
 def report_page(
-    title: str, subtitle: str, scored: Scored, rows: Sequence[dict], views: dict[str, list[Image.Image]]
+    title: str, subtitle: str, scored: Scored, rows: Sequence[dict], views: Iterable[tuple[str, list[Image.Image]]]
 ) -> str:
     """
     A page that needs nothing else: no script, picture or style from elsewhere.
@@ -48,7 +48,7 @@ def report_page(
         rows: Per question `question_id`, `scene_id`, `question_type`, `situation`, `question`, `prediction`,
             `references`, and `blind` if there is a blind model's answer. The scores are those of the rows that have
             references, in this order.
-        views: The views of each scene.
+        views: The id and the views of each scene; of a scene that was read only the small views on the page are kept.
     """
     protocols = scored[MODEL]
     summaries = {name: scores.summary() for name, scores in protocols.items()}
@@ -91,7 +91,7 @@ def report_page(
     data = {
         "protocols": list(protocols),
         "rows": cards,
-        "views": {scene: [data_uri(view) for view in scene_views] for scene, scene_views in views.items()},
+        "views": {scene: [data_uri(view) for view in scene_views] for scene, scene_views in views},
     }
     parts = {
         "title": html.escape(title),

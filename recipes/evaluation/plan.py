@@ -5,11 +5,12 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Wedge
@@ -24,10 +25,20 @@ MARGIN = 0.6  # metres around what is drawn
 # Predicted boxes farther outside of the room than this share of its size are a mark at the border: the room stays large.
 FAR = 0.35
 LONGEST_LABEL, LONGEST_TITLE = 18, 90  # characters
+MOST_BOXES = 200  # of the walls, the true and the predicted ones each; more cannot be told apart
 LOWEST, HIGHEST = 0.55, 1.1  # height of the plan over its width
 UP = (0.0, 0.0, 1.0)
 # Camera axes of view 0 (x right, y down, z forward) as a frame with z up, for scenes without cameras.
 LEVEL_VIEW = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
+# Points to the right of and above a box where its label may stand, nearest first.
+PLACES = np.array(
+    [(0.0, 0.0)]
+    + [
+        (radius * math.cos(angle), radius * math.sin(angle) * 0.7)
+        for radius in (14, 22, 32, 44, 58, 74)
+        for angle in np.arange(0, 2 * math.pi, math.pi / 6) + math.pi / 2
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -87,13 +98,19 @@ def moved(boxes: Sequence[dict], rotation: np.ndarray, translation: np.ndarray) 
 
 
 def plan_png(plan: Plan) -> bytes:
-    """The picture, 800 pixels wide. Long labels are cut; letters that the font lacks are little boxes."""
+    """
+    The picture, 800 pixels wide. Long labels are cut; letters that the font lacks are little boxes. Of more than `MOST_BOXES`
+    the first are drawn, and the picture says how many are not.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         return _draw(plan)
 
 
 def _draw(plan: Plan) -> bytes:
+    drawn = {kind: getattr(plan, kind)[:MOST_BOXES] for kind in ("walls", "true", "predicted")}
+    left_out = sum(len(getattr(plan, kind)) - len(boxes) for kind, boxes in drawn.items())
+    plan = replace(plan, **drawn)
     low, high = _limits(plan)
     # The axes fill the picture's width; margins in inches: left, right, bottom (with the legend), top (with the title).
     left, right, bottom, top = 0.65, 0.15, 0.95, 0.4
@@ -101,6 +118,7 @@ def _draw(plan: Plan) -> bytes:
     height = width * (high[1] - low[1]) / (high[0] - low[0])
     total = height + bottom + top
     figure = Figure(figsize=(WIDTH, total), dpi=PIXELS_PER_INCH)
+    renderer = FigureCanvasAgg(figure).get_renderer()
     axis = figure.add_axes((left / WIDTH, bottom / total, width / WIDTH, height / total))
     unit = "m" if plan.metric else "relative"
     axis.set(xlabel=f"{plan.axes[0]} ({unit})", ylabel=f"{plan.axes[1]} ({unit})")
@@ -120,12 +138,16 @@ def _draw(plan: Plan) -> bytes:
             axis.plot([x, true_x], [y, true_y], color=PREDICTED, linewidth=0.8, linestyle=":", zorder=3)
     _draw_scale(axis, plan.metric)
     figure.legend(handles=_legend(plan, axis), loc="lower center", ncols=6, frameon=False, fontsize=9)
-    taken = _draw_cameras(axis, plan.cameras)
+    taken = _draw_cameras(axis, plan.cameras, renderer)
+    if left_out:
+        words = f"{left_out:,} more boxes are not drawn"
+        note = axis.text(0.99, 0.99, words, transform=axis.transAxes, fontsize=9, ha="right", va="top", zorder=9)
+        taken.append(note.get_window_extent(renderer).extents)
     for boxes, colour in ((plan.true, TRUE), (plan.predicted, PREDICTED)):
         for box in boxes:
             label = "" if box["label"] in SURFACES and "name" not in box else _printed(box["label"], LONGEST_LABEL)
             words = [box.get("name", ""), label]
-            _draw_label(axis, " ".join(filter(None, words)), _at(axis, box["center"]), colour, taken)
+            _draw_label(axis, " ".join(filter(None, words)), _at(axis, box["center"]), colour, taken, renderer)
     png = BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
@@ -230,8 +252,8 @@ def _draw_box(axis, box: dict, colour: str, order: int):
         )
 
 
-def _draw_cameras(axis, cameras: np.ndarray) -> list:
-    """Numbered wedges in the viewing directions. Returns the boxes, in pixels, that they take."""
+def _draw_cameras(axis, cameras: np.ndarray, renderer) -> list[np.ndarray]:
+    """Numbered wedges in the viewing directions. Returns what they take, in pixels: low and high corner, `[4]` each."""
     taken = []
     for number, (center, direction) in enumerate(cameras):
         heading = math.degrees(math.atan2(direction[1], direction[0]))
@@ -252,11 +274,11 @@ def _draw_cameras(axis, cameras: np.ndarray) -> list:
             zorder=7,
             bbox={"boxstyle": "circle,pad=0.25", "facecolor": CAMERA, "edgecolor": "white", "linewidth": 0.8},
         )
-        taken.append(text.get_window_extent().padded(4))
+        taken.append(text.get_window_extent(renderer).padded(4).extents)
     return taken
 
 
-def _draw_label(axis, words: str, at: tuple[float, float], colour: str, taken: list):
+def _draw_label(axis, words: str, at: tuple[float, float], colour: str, taken: list[np.ndarray], renderer):
     """Prints `words` as near to `at` as nothing else is printed, with a line to it if that is not near."""
     if not words:
         return
@@ -272,22 +294,19 @@ def _draw_label(axis, words: str, at: tuple[float, float], colour: str, taken: l
         zorder=8,
         bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.75, "linewidth": 0},
     )
-    frame = axis.get_window_extent()
-    places = [(0.0, 0.0)] + [
-        (radius * math.cos(angle), radius * math.sin(angle) * 0.7)
-        for radius in (14, 22, 32, 44, 58, 74)
-        for angle in np.arange(0, 2 * math.pi, math.pi / 6) + math.pi / 2
-    ]
-    for place in places:
-        text.set_position(place)
-        box = text.get_window_extent()
-        inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-        if inside and not any(box.overlaps(other) for other in taken):
-            break
-    else:
-        text.set_position(places[0])
-        place = places[0]
-    taken.append(text.get_window_extent().padded(1))
+    # The text is measured once, and all places are tried at once: `[places, 4]`.
+    measured = text.get_window_extent(renderer).extents
+    boxes = measured + np.tile(PLACES, 2) * axis.figure.dpi / 72
+    frame = axis.get_window_extent(renderer).extents
+    free = (boxes[:, :2] >= frame[:2]).all(axis=1) & (boxes[:, 2:] <= frame[2:]).all(axis=1)
+    if taken:
+        others = np.array(taken)
+        apart = (boxes[:, None, :2] > others[:, 2:]) | (others[:, :2] > boxes[:, None, 2:])  # [places, others, 2]
+        free &= apart.any(axis=2).all(axis=1)
+    number = int(free.argmax())  # the first; where nothing is free, at the box
+    place = tuple(PLACES[number].tolist())
+    text.set_position(place)
+    taken.append(boxes[number] + [-1, -1, 1, 1])
     if math.hypot(*place) > 20:
         axis.annotate(
             "",
@@ -327,12 +346,8 @@ def _legend(plan: Plan, axis) -> list:
     handles.append(
         Patch(facecolor=PREDICTED + "20", edgecolor=PREDICTED, linestyle="--", linewidth=1.6, label="predicted")
     )
-    if any(
-        not np.allclose(box["center"], other["center"])
-        for box in plan.predicted
-        for other in plan.true
-        if box.get("name", 0) == other.get("name")
-    ):
+    true = {box["name"]: box["center"] for box in plan.true if "name" in box}
+    if any(not np.allclose(box["center"], true.get(box.get("name"), box["center"])) for box in plan.predicted):
         handles.append(Line2D([], [], color=PREDICTED, linewidth=0.8, linestyle=":", label="error"))
     if any(not np.allclose(_at(axis, box["center"]), box["center"][:2]) for box in plan.predicted):
         mark = {"linestyle": "", "marker": (3, 0, 0), "markersize": 8, "color": PREDICTED}

@@ -4,6 +4,7 @@
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,11 @@ QUESTION_ID_KEYS = ("question_id", "questionId", "qid", "id")
 # A key further left is preferred: what the others hold beside it is often the gold answer or the prompt.
 PREDICTION_KEYS = ("prediction", "pred", "pred_answer", "predicted_answer", "pred_response", "response_pred")
 PREDICTION_KEYS += ("response", "output", "generated_text", "answer", "text")
-EXAMPLES = 5  # ids that a message names
+EXAMPLES, LONGEST = 5, 80  # ids that a message names, and their characters
+# Of text that is no JSON, or nested without end, or holds an integer of thousands of digits.
+BAD_JSON = (ValueError, RecursionError)
+# What a spreadsheet would run (-3 and +1.5 are numbers), or has our mark before it.
+FORMULA = re.compile(r"'*(?![-+]?\d+(\.\d+)?\Z)[=+\-@\t\r]")
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,32 @@ class Questions:
 
 def listed(ids: Sequence) -> str:
     """ "3 (a, b, c)": how messages name many questions."""
-    return f"{len(ids)} ({', '.join(map(str, ids[:EXAMPLES]))}{', ...' * (len(ids) > EXAMPLES)})"
+    return f"{len(ids)} ({', '.join(map(shown, ids[:EXAMPLES]))}{', ...' * (len(ids) > EXAMPLES)})"
+
+
+def shown(value) -> str:
+    """A value in a line of a message: control characters as escapes, no more than `LONGEST` characters."""
+    text = str(value)[: LONGEST + 1]
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= LONGEST else text[:LONGEST] + "..."
+
+
+def escape_formula(cell):
+    """A cell of a CSV with an apostrophe before what a spreadsheet would take for a formula; numbers stay as they are."""
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
+
+
+def unescape_formula(cell: str) -> str:
+    """The text that `escape_formula` was given."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def read_json(path: Path):
     """The content of a JSON, JSON Lines or CSV file. Raises ValueError naming file (and line)."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode(
+            "utf-8-sig"
+        )  # as text a carriage return within a cell would become a line feed
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
     if path.suffix == ".csv":
@@ -62,18 +86,18 @@ def read_json(path: Path):
         uneven = [number for number, row in enumerate(rows, start=2) if None in row or None in row.values()]
         if uneven:
             raise ValueError(f"{path}: {listed(uneven)} rows have another number of columns than the header.")
-        return rows
+        return [{key: unescape_formula(cell) for key, cell in row.items()} for row in rows]
     if path.suffix != ".jsonl":
         try:
             return json.loads(text)
-        except json.JSONDecodeError as error:
-            if "Extra data" not in error.msg:
+        except BAD_JSON as error:
+            if "Extra data" not in str(error):
                 raise ValueError(f"{path} is not JSON: {error}") from error
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
+        except BAD_JSON as error:
             raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
     return rows
 
@@ -100,9 +124,12 @@ def read_references(paths: Sequence[Path], split: str | None = None) -> Question
         problems.append(f"question ids that occur more than once: {listed(repeated)}")
     if unanswered:
         problems.append(f"questions without references, which cannot be scored: {listed(unanswered)}")
-    odd = [key for key, answers in zip(questions.ids, questions.references) if not _are_texts(answers)]
+    odd = [key for key, answers in zip(questions.ids, questions.references) if not are_texts(answers)]
     if odd:
         problems.append(f"questions whose references are not all text: {listed(odd)}")
+    unwritable = [key for key, text in zip(questions.ids, questions.texts, strict=True) if not are_texts([key, text])]
+    if unwritable:
+        problems.append(f"questions whose id or text cannot be written: {listed(unwritable)}")
     if not questions.ids:
         problems.append("no questions")
     if problems:
@@ -236,7 +263,7 @@ def read_predictions(
         if without:
             raise ValueError(
                 f"{path}: {'no known key' if key is None else repr(key)} for {option} in rows {listed(without)}; "
-                f"row {without[0]} has {', '.join(map(str, rows[without[0]]))}. Known are {', '.join(known)}."
+                f"row {without[0]} has {', '.join(map(shown, rows[without[0]]))}. Known are {', '.join(known)}."
             )
         keys.append(key)
     found = []
@@ -245,13 +272,13 @@ def read_predictions(
         if path.suffix == ".csv" and references is not None:
             try:
                 references = json.loads(references)
-            except json.JSONDecodeError as error:
+            except BAD_JSON as error:
                 raise ValueError(f"{path}, row {number}: references are not a JSON list: {error}") from error
         found.append((str(row[keys[0]]), row[keys[1]], references))
     return found, f"{keys[0]} and {keys[1]}"
 
 
-def _are_texts(values) -> bool:
+def are_texts(values) -> bool:
     return isinstance(values, list) and all(_is_text(value) for value in values)
 
 
@@ -295,7 +322,7 @@ def align(
         "predictions that are not text": [key for key, (text, _) in found.items() if not _is_text(text)],
         "rows with an empty list of references": [key for key, (_, answers) in found.items() if answers == []],
         "rows whose references are not a list of texts": [
-            key for key, (_, answers) in found.items() if answers is not None and not _are_texts(answers)
+            key for key, (_, answers) in found.items() if answers is not None and not are_texts(answers)
         ],
     }
     if not allow_missing:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_scripts.files import write_atomically
+from recipes.evaluation.reading import BAD_JSON, are_texts, escape_formula, listed
 from recipes.metrics.three_d_qa.protocols import EM
 from recipes.metrics.three_d_qa.scoring import ALL, METRICS, ProtocolScores
 
@@ -37,8 +38,26 @@ def read_run(output: Path) -> tuple[list[dict], dict]:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         path = output / "metrics.json"
         return rows, json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, *BAD_JSON) as error:
         raise ValueError(f"{path} is not of a run of recipes.eval: {error}") from error
+
+
+def read_baseline(output: Path) -> tuple[list[dict], dict]:
+    """As `read_run`; also raises ValueError if the rows have not the texts `question_id` and `prediction`, or the metrics `blind`."""
+    rows, metrics = read_run(output)
+    wrong = [
+        number
+        for number, row in enumerate(rows)
+        if not isinstance(row, dict) or not are_texts([row.get("question_id"), row.get("prediction")])
+    ]
+    if wrong or not isinstance(metrics, dict) or "blind" not in metrics:
+        what = (
+            f"rows without the texts question_id and prediction: {listed(wrong)}"
+            if wrong
+            else "nothing says if it was blind"
+        )
+        raise ValueError(f"{output} is not of a run of recipes.eval: {what}.")
+    return rows, metrics
 
 
 def baselines(scored: Scored) -> dict:
@@ -113,9 +132,10 @@ def write_scores(
 
 def csv_text(header: list[str], rows) -> str:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    # Texts are quoted: Python 3.11 leaves a carriage return bare, which ends a row where it is read.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(map(escape_formula, header))
+    writer.writerows([escape_formula(cell) for cell in row] for row in rows)
     return text.getvalue()
 
 

@@ -13,6 +13,8 @@ COLUMNS = {
     "epoch": "epoch",
     "loss": "loss",
     "eval_exact_match": "exact match",
+    "eval_list_objects_recall": "list recall",
+    "eval_describe_room_recall": "room recall",
     "learning_rate": "learning rate",
     "questions_per_second": "questions/s",
     "tokens_per_second": "tokens/s",
@@ -52,7 +54,7 @@ def describe(history: RunHistory) -> str:
     if not logged:
         return "\n".join([*lines, "nothing logged yet"])
     shown = {logged[position * (len(logged) - 1) // (ROWS - 1)] for position in range(ROWS)}
-    shown |= {step for step, _ in history.steps_with("eval_exact_match")}
+    shown |= {step for step in logged if any(name.startswith("eval_") for name in history.values[step])}
     rows = [[step, *(cell(name, history.values[step].get(name)) for name in names)] for step in sorted(shown)]
     return "\n".join([*lines, "", format_table(["step", *names.values()], rows)])
 
@@ -62,7 +64,11 @@ def draw_run(history: RunHistory, path: Path):
     every = {name for values in history.values.values() for name in values}
     panels = {
         "training loss": sorted(name for name in every if name == "loss" or name.startswith("loss_")),
-        "exact match": sorted(name for name in every if name.startswith("eval_exact_match")),
+        "exact match, recall": sorted(
+            name
+            for name in every
+            if name.startswith("eval_exact_match") or name.endswith(("objects_recall", "room_recall"))
+        ),
         "learning rate": ["learning_rate"],
         "questions per second": ["questions_per_second"],
         "memory (GB)": ["memory_gb"],

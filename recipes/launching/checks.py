@@ -18,7 +18,7 @@ from data_scripts.schema import missing_columns
 from modeling_vggt_qwen3 import VggtQwen3Config
 from modeling_vggt_qwen3.convert_inputs import WeightFiles
 from recipes import top_file
-from recipes.training.arguments import check_checkpoint_for, no_eval_split
+from recipes.training.arguments import check_checkpoint_for, no_eval_split, no_exact_match
 from recipes.training.inputs import CONVERT, missing_checkpoint, missing_dataset
 
 from .data_size import NotPreparedError, files_of_splits, lacks_split, parquet_files
@@ -70,6 +70,11 @@ def check_data(settings: Namespace) -> list[str]:
             f"Data: {len(shared)} scenes are in the split {settings.train_split} and in {settings.eval_split} "
             f"({shared[0]} in {train[shared[0]]} and {other[shared[0]]}). Use splits that share none."
         )
+    evaluated = [path for path in paths if path not in without]
+    needed = settings.load_best_model_at_end or settings.save_strategy == "best"
+    if evaluated and needed and settings.eval_strategy != "no" and not problems:
+        if not any(has_exact_match(path, settings.eval_split) for path in evaluated):
+            problems.append(f"Data: {no_exact_match(evaluated, settings.eval_split)}")
     if settings.feature_store is not None and not Path(settings.feature_store).is_dir():
         problems.append(
             f"Data: there is no feature store {settings.feature_store}. Make it with recipes.feature_store."
@@ -129,6 +134,18 @@ def read_scene_ids(path: str, config: str, split: str, answered: bool = False) -
     if not scene_ids:
         raise ValueError(f"{path} has no rows in the split {split!r} of {config!r}.")
     return scene_ids
+
+
+def has_exact_match(path: str, split: str) -> bool:
+    """Whether some question of a split is for an anchor or an answer in words; of a repository of the Hub that is not known: True."""
+    if not Path(path).is_dir():
+        return True
+    for file in parquet_files(path, "qa", split):
+        with pyarrow.parquet.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(columns=["action"]):  # most datasets tell by their first row
+                if any(text is None or '"place_anchor"' in text for text in batch["action"].to_pylist()):
+                    return True
+    return False
 
 
 def check_answers(file: str, opened: pyarrow.parquet.ParquetFile):

@@ -58,10 +58,11 @@ def make_publication(model: Path, repo_id: str, evaluations: list[Path] | None) 
 def make_unevaluated_card(model: Path, repo_id: str) -> str:
     """The card of a run that has just ended: the same, without evaluations by `recipes.eval`, and nothing was run."""
     history = read_json(model / "trainer_state.json")["log_history"]
-    last = next((entry for entry in reversed(history) if "eval_exact_match" in entry), {})
-    metrics = {name: value for name, value in last.items() if name.startswith("eval_exact_match")}
+    measured = ("eval_exact_match", "eval_list_objects", "eval_describe_room")
+    metrics = [{name: value for name, value in entry.items() if name.startswith(measured)} for entry in history]
+    last = next(filter(None, reversed(metrics)), {})
     record = without_folders(read_record(str(model)))
-    return model_card(CardInputs(repo_id, record, [], None, metrics, read_emissions(model)))
+    return model_card(CardInputs(repo_id, record, [], None, last, read_emissions(model)))
 
 
 def publish(publication: Publication, api: HfApi, repo_id: str, *, private: bool, tag: str | None) -> tuple[str, bool]:

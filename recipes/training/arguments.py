@@ -363,6 +363,15 @@ def no_eval_split(paths: list[str], split: str) -> str:
     )
 
 
+def no_exact_match(paths: list[str], split: str) -> str:
+    """Says that evaluations on these datasets have no `eval_exact_match`, which chooses the best checkpoint, and what to set."""
+    return (
+        f"{', '.join(paths)}: evaluations on the split {split} ask for lists and rooms alone, never for place_anchor or an answer in "
+        "words, so there is no eval_exact_match to choose the best checkpoint by. Evaluate on a split that has some (or more of its "
+        "questions: eval_questions), or set load_best_model_at_end: false and save_strategy: steps."
+    )
+
+
 def check_loss_heads(arguments: ModelArguments):
     """Raises ValueError for weights of losses that there are not, or that leave the anchor head untrained."""
     weights = arguments.loss_heads or {}

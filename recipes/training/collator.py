@@ -43,10 +43,9 @@ class PackCollator:
     ) -> tuple[list[int], list[int]]:
         """The tokens of the prompt after the prefix, and those of the answer with its end, none if it is None."""
         _, prompt_ids = self.processor.split_prompt(question, with_images, anchor)
-        tokenizer = self.processor.tokenizer
         if answer is None:
             return prompt_ids, []
-        return prompt_ids, tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+        return prompt_ids, self.processor.encode_text(answer) + [self.processor.tokenizer.eos_token_id]
 
     def check_context(self, source: SceneDataset):
         """Raises ValueError for a question that does not fit into the context with its longest answer, naming it."""
@@ -121,17 +120,15 @@ class PackCollator:
         targets = [box for boxes in anchors for box in boxes if box is not None]
         if targets and self.processor.has_anchor_head:
             batch["anchor_targets"] = torch.tensor(targets)
-        return batch | self._find(batch, prefix_ids, examples, anchors)
+        return batch | self._find(batch, prefix_ids)
 
     def _find(
-        self, batch: dict[str, torch.Tensor], prefix_ids: list[list[int]], examples: list[dict], anchors: list[list]
+        self, batch: dict[str, torch.Tensor], prefix_ids: list[list[int]]
     ) -> dict[str, torch.Tensor | list[int] | int]:
         """
         Where in a batch the model finds what it reads. Here all is on the host; the model would make it wait for the GPU.
-        What the host needs is Python numbers, for the same reason.
-
-        Raises:
-            ValueError: if a text has placeholders or anchors of its own, naming its question.
+        What the host needs is Python numbers, for the same reason. Texts have no placeholders or anchors of their own:
+        what looks like one is tokenised as characters.
         """
         processor, input_ids = self.processor, batch["input_ids"]
         # Where the next token is a label.
@@ -139,30 +136,14 @@ class PackCollator:
         found = {"label_indices": labelled.flatten().nonzero()[:, 0]}
         if "view_mask" in batch:
             found["view_counts"] = batch["view_mask"].sum(dim=1).tolist()
-        is_text = torch.arange(input_ids.shape[1]) >= torch.tensor([[len(prefix)] for prefix in prefix_ids])
-        for name, token_id in (("image", processor.image_token_id), ("geometry", processor.geometry_token_id)):
-            is_placeholder = input_ids == token_id
-            self._check_counts((is_placeholder & is_text).sum(dim=1), [0] * len(examples), examples, token_id)
-            if any(prefix_ids):
-                found[f"{name}_indices"] = is_placeholder.flatten().nonzero()[:, 0]
+        if any(prefix_ids):
+            for name, token_id in (("image", processor.image_token_id), ("geometry", processor.geometry_token_id)):
+                found[f"{name}_indices"] = (input_ids == token_id).flatten().nonzero()[:, 0]
         if processor.has_anchor_head:
             token_id = processor.tokenizer.convert_tokens_to_ids(processor.anchor_token)
-            expected = [sum(box is not None for box in boxes) for boxes in anchors]
-            self._check_counts((input_ids == token_id).sum(dim=1), expected, examples, token_id)
             positions, most = find_anchors(input_ids, token_id, processor.image_token_id)
             found |= {"anchor_positions": positions, "anchors_per_scene": most}
         return found
-
-    def _check_counts(self, counts: torch.Tensor, expected: list[int], examples: list[dict], token_id: int):
-        """Raises ValueError if the texts of an example have a special token that only the prompt may have."""
-        token = self.processor.tokenizer.convert_ids_to_tokens(token_id)
-        for count, wanted, example in zip(counts.tolist(), expected, examples, strict=True):
-            if count != wanted:
-                culprit = next((q for q, a in example["questions"] if token in q or token in (a or "")), "?")
-                raise ValueError(
-                    f"Texts must not have {token}, which stands for the model's own inputs: there are {count} of them, "
-                    f"the sequence needs {wanted}. See the question {culprit[:80]!r}."
-                )
 
     @staticmethod
     def _pack(prefix: list[int], segments: list[tuple[list[int], list[int]]]) -> dict[str, list[int]]:

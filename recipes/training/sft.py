@@ -23,6 +23,7 @@ from .checkpoints import CheckpointError, agree, check_base, checkpoint_to_resum
 from .collator import PackCollator
 from .compilation import check_compile_layers, compile_layers
 from .data import MissingSplitError, PackDataset, SceneDataset, check_disjoint
+from .evaluating import check_evaluations
 from .inputs import check_data
 from .precision import cast_trained, keep_trained_in_float32, load_dtype
 from .preemption import Preempted, Preemption, exit_preempted, train_or_exit
@@ -112,6 +113,7 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
     for train_source in train_sources:
         for eval_source in eval_sources:
             check_disjoint(train_source, eval_source)
+    check_evaluations(eval_sources, data_arguments, training_arguments)
     train_dataset = PackDataset(
         train_sources,
         data_arguments.questions_per_scene,
@@ -274,8 +276,12 @@ def load_model(
     Raises:
         ValueError: if keys are missing, unexpected or of the wrong shape: nothing is filled in silently; or if the
             checkpoint has no camera head to predict the geometry with; or if an attention implementation is not
-            installed here.
+            installed here; or if the checkpoint is another model's.
     """
+    # transformers would make a model of default shape, of billions of parameters, of another one's config.
+    kind = VggtQwen3Config.get_config_dict(path)[0].get("model_type")
+    if kind != VggtQwen3Config.model_type:
+        raise ValueError(f"{path} holds a {kind or 'config without model_type'}, not a {VggtQwen3Config.model_type}.")
     try:
         model, info = VggtQwen3ForConditionalGeneration.from_pretrained(
             path,

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trainer of VGGT-Qwen3: parameter groups per module, packed sampling, evaluation by generated answers."""
 
-import json
-import math
-import random
 import re
 import time
 from pathlib import Path
@@ -18,21 +15,17 @@ from transformers.trainer_utils import speed_metrics
 from data_scripts.files import write_atomically
 from data_scripts.hub import check_repo, upload
 from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
-from recipes.evaluation.generation import generate_actions, generate_answers
-from recipes.metrics.three_d_qa.protocols import exact_match
 from recipes.publishing.checkpoint import checkpoint_files
 from recipes.publishing.upload import make_unevaluated_card
 
 from .arguments import DataArguments, ModelArguments
 from .checkpoints import ResumableTrainer
-from .data import PackSampler, SceneDataset, anchor_of
+from .data import PackSampler, SceneDataset
+from .evaluating import BEST, measure, metrics_of, rows_to_ask
 from .monitoring import Throughput
 from .muon import MuonAdamW
 from .precision import autocast, use_autocast_under_zero
 from .record import RECORD
-
-
-NEAR = 0.5  # metres between the centres of an anchor that counts as right in an evaluation while training
 
 
 def freeze_and_adapt(model: VggtQwen3ForConditionalGeneration, arguments: ModelArguments):
@@ -85,15 +78,10 @@ def freeze_and_adapt(model: VggtQwen3ForConditionalGeneration, arguments: ModelA
     return adapted_model
 
 
-def is_action_source(source: SceneDataset) -> bool:
-    """Whether a dataset asks for actions rather than answers."""
-    return source.qa[0]["action"] is not None
-
-
 class VggtQwen3Trainer(ResumableTrainer):
     """
     [`ResumableTrainer`] with a learning rate per module, [`PackSampler`]'s order, and exact match of generated
-    answers (`eval_exact_match`) as the measure of a checkpoint. An anchor counts as exact within `NEAR` of the true one.
+    answers (`eval_exact_match`) as the measure of a checkpoint; see [`evaluating.measure`] for anchors, lists and rooms.
 
     Args:
         data_arguments (`DataArguments`): Mixing weights, blindness, number of evaluation questions.
@@ -220,60 +208,52 @@ class VggtQwen3Trainer(ResumableTrainer):
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Answers the evaluation questions and returns `{prefix}_exact_match`, overall and per dataset."""
+        """
+        Asks the evaluation questions and returns `{prefix}_exact_match`, overall and per dataset, and what else there is of
+        [`evaluating.metrics_of`]. A metric that no question has is left out.
+        """
         start = time.time()
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        correct, paths = [], self.data_arguments.dataset_paths
+        found, paths = [], self.data_arguments.dataset_paths
         # Numbered as `dataset_paths`, of which some may have nothing to evaluate on.
         numbers = [
             paths.index(source.path) if source.path in paths else position
             for position, source in enumerate(self.eval_sources)
         ]
         for number, source in zip(numbers, self.eval_sources, strict=True):
-            rows = list(range(len(source.qa)))
-            if self.data_arguments.eval_questions is not None:
-                # The same questions in every evaluation and every run with this seed.
-                rows = sorted(
-                    random.Random(self.args.seed).sample(rows, min(len(rows), self.data_arguments.eval_questions))
-                )
-            options = {
-                "blind": self.data_arguments.blind,
-                "batch_size": self.args.per_device_eval_batch_size,
-                "process": (self.args.process_index, self.args.world_size),
-                "synced_gpus": is_deepspeed_zero3_enabled(),
-                "progress": self.is_world_process_zero() and not self.args.disable_tqdm,
-            }
-            arguments = (model, self.processing_class, source, rows)
+            asked = rows_to_ask(source, self.data_arguments.eval_questions, self.args.seed)
             with autocast(self.args):
-                if is_action_source(source):
-                    correct += [(number, near) for near in self._near_anchors(arguments, options)]
-                    continue
-                answers = generate_answers(*arguments, max_new_tokens=self.args.max_new_tokens, **options)
-                correct += [(number, exact_match(answer, source.qa[row]["answers"])) for row, answer in answers]
+                found += [
+                    (number, *result)
+                    for result in measure(
+                        model,
+                        self.processing_class,
+                        source,
+                        asked,
+                        self.args.max_new_tokens,
+                        blind=self.data_arguments.blind,
+                        batch_size=self.args.per_device_eval_batch_size,
+                        process=(self.args.process_index, self.args.world_size),
+                        synced_gpus=is_deepspeed_zero3_enabled(),
+                        progress=self.is_world_process_zero() and not self.args.disable_tqdm,
+                    )
+                ]
         model.train(was_training)
-        correct = gather_object(correct)
-        metrics = {f"{metric_key_prefix}_exact_match": sum(match for _, match in correct) / len(correct)}
+        found = gather_object(found)
+        metrics = metrics_of([result for _, *result in found], metric_key_prefix)
         for number in dict.fromkeys(numbers) if len(paths) > 1 else ():
-            matches = [match for source, match in correct if source == number]
-            metrics[f"{metric_key_prefix}_exact_match_{number}"] = sum(matches) / len(matches)
-        metrics.update(speed_metrics(metric_key_prefix, start, num_samples=len(correct)))
+            own = metrics_of([result for source, *result in found if source == number], metric_key_prefix)
+            metrics |= {f"{name}_{number}": value for name, value in own.items()}
+        metrics.update(speed_metrics(metric_key_prefix, start, num_samples=len(found)))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _near_anchors(self, arguments: tuple, options: dict) -> list[bool]:
-        """Whether each anchor's predicted centre is within `NEAR` of the true one."""
-        model, processor, source, rows = arguments
-        targets = {row: anchor_of(example) for row, example in zip(rows, source.questions(rows), strict=True)}
-        rows = [row for row in rows if targets[row] is not None]
-        from_head = self.model.config.numbers_from == "head"
-        near = []
-        for row, text, anchor in generate_actions(model, processor, source, rows, texts=not from_head, **options):
-            center = anchor[:3] if from_head else json.loads(text)["center"]
-            near.append(math.dist(center, targets[row][:3]) <= NEAR)
-        return near
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        # Of lists and rooms alone there is none; a run that needs one was refused before it began.
+        return BEST in metrics and super()._determine_best_metric(metrics, trial)
 
     def create_model_card(self, *args, **kwargs):
         """Writes the card that `push_to_hub.py` would write to `output_dir`, as far as it can be known without an evaluation."""
