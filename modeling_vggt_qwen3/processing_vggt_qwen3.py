@@ -85,6 +85,34 @@ CHAT_TEMPLATE_NO_THINKING = (
 VISION_END = "<|vision_end|>"
 
 GEOMETRY_SHAPES = {"R": (3, 3), "t": (3,), "K": (3, 3)}
+# Beyond these (metres, pixels) squares and quotients in the model leave float32. A room's cameras are far from them.
+LARGEST_NUMBER = 1e9
+SMALLEST_FOCAL_LENGTH = 1e-6
+
+
+def camera_problem(geometry: dict[str, np.ndarray]) -> tuple[int, str] | None:
+    """
+    What in a scene's cameras would make the model's numbers infinite, or not numbers.
+
+    Args:
+        geometry (`dict`): `R [V, 3, 3]`, `t [V, 3]`, `K [V, 3, 3]` and `depth_hist [V, bins]` as they are computed with: a
+            number that float64 holds may be infinite in float32.
+
+    Returns:
+        The first view with a problem, and the field and what is wrong with it; None for cameras that can be used.
+    """
+    for key, array in geometry.items():
+        fits = np.abs(array) <= LARGEST_NUMBER  # False of what is not a number
+        if not fits.all():
+            place = tuple(np.argwhere(~fits)[0])
+            return int(
+                place[0]
+            ), f"{key} holds {array[place]}, and has to be finite (at most {LARGEST_NUMBER:g}) in float32"
+    focal_lengths = np.abs(np.diagonal(geometry["K"], axis1=-2, axis2=-1)[..., :2])
+    if (focal_lengths < SMALLEST_FOCAL_LENGTH).any():
+        place = tuple(np.argwhere(focal_lengths < SMALLEST_FOCAL_LENGTH)[0])
+        return int(place[0]), f"K has the focal length {focal_lengths[place]}, through which rays are divided"
+    return None
 
 
 class VggtQwen3Processor(ProcessorMixin):
@@ -152,7 +180,7 @@ class VggtQwen3Processor(ProcessorMixin):
 
         Raises:
             ValueError: if a scene has no views, the counts of texts, placeholders, scenes and geometries do not
-                match, or an array has the wrong shape.
+                match, or an array has the wrong shape or numbers that are not finite in float32.
         """
         if text is None:
             raise ValueError("VggtQwen3Processor needs text.")
@@ -264,12 +292,15 @@ class VggtQwen3Processor(ProcessorMixin):
                 continue
             arrays = {}
             for key, shape in {**GEOMETRY_SHAPES, "depth_hist": (self.num_depth_bins,)}.items():
-                arrays[key] = np.asarray(geometry[key], dtype=np.float32)
+                with np.errstate(over="ignore"):  # refused below, by name
+                    arrays[key] = np.asarray(geometry[key], dtype=np.float32)
                 if arrays[key].shape != (len(views), *shape):
                     raise ValueError(
                         f"geometry[{key!r}] of scene {row} must have shape {(len(views), *shape)} (one entry per view), "
                         f"got {arrays[key].shape}."
                     )
+            if problem := camera_problem(arrays):
+                raise ValueError(f"geometry of scene {row}, view {problem[0]}: {problem[1]}.")
             extrinsics[row, : len(views)] = np.concatenate([arrays["R"], arrays["t"][..., None]], axis=-1)
             depth_histogram[row, : len(views)] = arrays["depth_hist"]
             geometry_mask[row, : len(views)] = True

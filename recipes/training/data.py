@@ -9,11 +9,18 @@ from io import BytesIO
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from data_scripts.schema import missing_columns
 from modeling_vggt_qwen3 import VggtQwen3ImageProcessorPil
+from modeling_vggt_qwen3.processing_vggt_qwen3 import (
+    GEOMETRY_SHAPES,
+    LARGEST_NUMBER,
+    SMALLEST_FOCAL_LENGTH,
+    camera_problem,
+)
 
 from .store import FeatureStore, StoreEntry
 
@@ -49,8 +56,8 @@ class SceneDataset:
             it needs, no more is decoded than that (see [`decode_for`]). Without, views come as they are stored.
 
     Raises:
-        ValueError: if the repository, the split ([`MissingSplitError`]) or a column is not there, a question names an unknown scene, or the store does
-            not hold a scene.
+        ValueError: if the repository, the split ([`MissingSplitError`]) or a column is not there, a question names an unknown scene, the cameras of
+            a view in use are not finite in float32, or the store does not hold a scene.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class SceneDataset:
             self.questions_of_scene[row_of_scene[scene_id]].append(row)
         texts = zip(self.qa["situation"], self.qa["question"], strict=True)
         self.num_characters = [len(situation or "") + len(question) for situation, question in texts]
+        self._check_cameras(scenes.select_columns(["geometry"]))
         self.store = store
         if store is not None:
             self.cameras = scenes.select_columns(["geometry"])
@@ -93,6 +101,31 @@ class SceneDataset:
                 store.find(self.pictures(scene), scene_id, f"{path} split {split}")
                 for scene, scene_id in enumerate(self.scene_ids)
             ]
+
+    def _check_cameras(self, scenes: datasets.Dataset):
+        """Raises ValueError for cameras that no model can be trained with, naming scene, view and field."""
+        start = 0
+        for rows in scenes.with_format("arrow").iter(batch_size=1000):
+            # All at once: of half a million pictures without cameras, one by one would take minutes.
+            if not _look_usable(rows["geometry"]):
+                for scene, geometry in enumerate(rows["geometry"].to_pylist(), start):
+                    self._check_cameras_of(scene, geometry)
+            start += len(rows)
+
+    def _check_cameras_of(self, scene: int, geometry: dict | None):
+        where = f"{self.path}, split {self.split}, scene {self.scene_ids[scene]}"
+        advice = "Prepare the dataset again, which leaves such scenes out, or remove the scene."
+        if geometry is None:
+            return
+        for view in self.views_in_use(max(len(values or []) for values in geometry.values())):
+            try:
+                problem = camera_problem(geometry_of(geometry, [view]))
+            except (IndexError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{where}, view {view}: geometry is not one camera per view: {error}. {advice}"
+                ) from error
+            if problem is not None:
+                raise ValueError(f"{where}, view {view}: {problem[1]}. {advice}")
 
     def pictures(self, scene: int) -> list[bytes]:
         """The encoded pictures of a scene's views in use."""
@@ -188,7 +221,33 @@ class SceneDataset:
 
 def geometry_of(geometry: dict, views: list[int]) -> dict[str, np.ndarray]:
     """`R [V,3,3]`, `t [V,3]`, `K [V,3,3]` and `depth_hist [V,16]`, float32, of some of a scene's stored views."""
-    return {key: np.asarray([values[view] for view in views], dtype=np.float32) for key, values in geometry.items()}
+    with np.errstate(over="ignore"):  # refused where the dataset is opened
+        return {
+            key: np.asarray([values[view] for view in views], dtype=np.float32) for key, values in geometry.items()
+        }
+
+
+def _look_usable(column: pa.ChunkedArray) -> bool:
+    """Whether all cameras of a column `geometry` surely are finite and as many as there are views; nulls are none."""
+    scenes = column.combine_chunks().drop_null()
+    if not pa.types.is_struct(scenes.type):
+        return len(scenes) == 0
+    numbers, views = {}, set()
+    for field in scenes.type:
+        values = scenes.field(field.name)
+        while pa.types.is_nested(values.type):
+            values = values.flatten()
+        if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
+            return False
+        with np.errstate(over="ignore"):
+            numbers[field.name] = values.to_numpy(zero_copy_only=False).astype(np.float32)
+        if not (np.abs(numbers[field.name]) <= LARGEST_NUMBER).all():
+            return False
+    for key, shape in GEOMETRY_SHAPES.items():
+        if key not in numbers:
+            return False
+        views.add(len(numbers[key]) / np.prod(shape))
+    return len(views) == 1 and (np.abs(numbers["K"].reshape(-1, 9)[:, [0, 4]]) >= SMALLEST_FOCAL_LENGTH).all()
 
 
 def decode_for(image: Image.Image, image_processor: VggtQwen3ImageProcessorPil):
