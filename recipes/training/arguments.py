@@ -129,6 +129,13 @@ class DataArguments:
         },
     )
     blind: bool = field(default=False, metadata={"help": "Withhold the images: the baseline of a language prior."})
+    on_unreadable: Literal["error", "skip"] = field(
+        default="error",
+        metadata={
+            "help": "Of a scene with a picture that cannot be decoded: error ends the run and names it, skip leaves it out, "
+            "counts and names it."
+        },
+    )
     image_size: int | None = field(
         default=None, metadata={"help": "Width of a view in pixels; by default the checkpoint's."}
     )

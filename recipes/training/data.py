@@ -33,6 +33,14 @@ class MissingSplitError(ValueError):
     """A prepared repository that is there has no such split."""
 
 
+class UnreadablePictureError(ValueError):
+    """A picture of a prepared repository that cannot be decoded; the message names repository, scene and view."""
+
+    def __init__(self, message: str):
+        # A data loader's process puts its traceback before it.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
 @dataclass(frozen=True)
 class Pack:
     """What one training sequence holds. All randomness of the example is in `seed`: any process can make it."""
@@ -179,7 +187,7 @@ class SceneDataset:
             keep (`list[int]`, *optional*): Positions, among the views in use, of those to return.
 
         Raises:
-            ValueError: if a view cannot be decoded, naming repository, scene and view.
+            UnreadablePictureError: if a view cannot be decoded, naming repository, scene and view.
         """
         images, _, geometry = self._decode(scene, keep, None)
         return images, geometry
@@ -198,7 +206,7 @@ class SceneDataset:
                     decode_for(image, image_processor)
                 images.append(image.convert("RGB"))
             except (OSError, UnidentifiedImageError, TypeError) as error:
-                raise ValueError(f"{self.path}, scene {row['scene_id']}, view {view}: {error}") from error
+                raise UnreadablePictureError(f"{self.path}, scene {row['scene_id']}, view {view}: {error}") from error
         return images, sizes, None if row["geometry"] is None else geometry_of(row["geometry"], views)
 
     def questions(self, rows: Sequence[int]) -> list[dict]:
@@ -290,8 +298,9 @@ def anchor_of(row: dict) -> list[float] | None:
 
 class PackDataset(torch.utils.data.Dataset):
     """
-    Training examples, indexed by [`Pack`]: what `scene_inputs` gives, a list of (question, answer) texts, and the list
-    `anchors` of their boxes (see [`anchor_of`]).
+    Training examples, indexed by [`Pack`]: what `scene_inputs` gives, a list of (question, answer) texts, the list
+    `anchors` of their boxes (see [`anchor_of`]), and the `pack` itself. One that was left out has neither views nor
+    questions, which changes nothing in the loss, and is `unreadable`: (repository, scene, message).
 
     Args:
         sources (`list[SceneDataset]`): The datasets to mix.
@@ -302,6 +311,7 @@ class PackDataset(torch.utils.data.Dataset):
             Otherwise one of the subsets in the store is drawn, which the encoder has seen as it is.
         anchor_text_share (`float`): Share of the anchors that are trained with the text of their action; the others, whose
             answer is None, train the anchor head alone. The first question of a sequence always has its text.
+        on_unreadable (`"error"` or `"skip"`): What becomes of a pack whose pictures cannot be decoded.
 
     Raises:
         ValueError: if a question has no answer to train on, naming it, or a store has no subsets for `view_dropout`.
@@ -315,8 +325,10 @@ class PackDataset(torch.utils.data.Dataset):
         blind: bool = False,
         drop_tokens: bool = False,
         anchor_text_share: float = 1.0,
+        on_unreadable: str = "error",
     ):
         self.sources = sources
+        self.on_unreadable = on_unreadable
         self.questions_per_scene = questions_per_scene
         self.view_dropout = view_dropout
         self.blind = blind
@@ -346,6 +358,19 @@ class PackDataset(torch.utils.data.Dataset):
         return sum(self.packs_of_source(source) for source in range(len(self.sources)))
 
     def __getitem__(self, pack: Pack) -> dict:
+        try:
+            return self._example(pack) | {"pack": pack}
+        except UnreadablePictureError as error:
+            if self.on_unreadable == "error":
+                raise
+            # Whoever reads it, and whenever, leaves out the same; no other pack draws another number for it.
+            nothing = {"images": [], "image_sizes": [], "geometry": None, "questions": [], "anchors": [], "pack": pack}
+            if not pack.questions:  # which only completes a batch
+                return nothing
+            source = self.sources[pack.dataset]
+            return nothing | {"unreadable": (source.path, source.scene_ids[pack.scene], str(error))}
+
+    def _example(self, pack: Pack) -> dict:
         source = self.sources[pack.dataset]
         rng = np.random.default_rng(pack.seed)
         questions, anchors = [], []
@@ -453,6 +478,7 @@ __all__ = [
     "PackDataset",
     "PackSampler",
     "SceneDataset",
+    "UnreadablePictureError",
     "action_of",
     "anchor_of",
     "check_disjoint",

@@ -2,10 +2,12 @@
 """Trainer of VGGT-Qwen3: parameter groups per module, packed sampling, evaluation by generated answers."""
 
 import json
+import logging
 import math
 import random
 import re
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,12 +27,16 @@ from recipes.publishing.upload import make_unevaluated_card
 
 from .arguments import DataArguments, ModelArguments
 from .checkpoints import ResumableTrainer
-from .data import PackSampler, SceneDataset, anchor_of
+from .collator import collate_named
+from .data import PackSampler, SceneDataset, UnreadablePictureError, anchor_of
 from .monitoring import Throughput
 from .muon import MuonAdamW
 from .precision import autocast, use_autocast_under_zero
 from .record import RECORD
+from .watch import UNREADABLE, StepWatch
 
+
+logger = logging.getLogger(__name__)
 
 NEAR = 0.5  # metres between the centres of an anchor that counts as right in an evaluation while training
 
@@ -119,6 +125,9 @@ class VggtQwen3Trainer(ResumableTrainer):
         super().__init__(*args, eval_dataset=eval_sources, **kwargs)
         self.throughput = Throughput(self.data_collator.processor.tokenizer.pad_token_id)
         self.add_callback(self.throughput)
+        self.watch = StepWatch(self.train_dataset.sources, self.args.output_dir)
+        self.add_callback(self.watch)
+        self.unreadable_rows: dict[SceneDataset, set[int]] = {}  # of the sources of evaluations
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
@@ -183,8 +192,19 @@ class VggtQwen3Trainer(ResumableTrainer):
             self.optimizer = MuonAdamW(muon_groups, groups, **optimizer_kwargs)
         return self.optimizer
 
+    def get_train_dataloader(self):
+        collate = self.data_collator
+        self.data_collator = partial(collate_named, collate)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collate
+
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.watch.begin(batches)
+        if torch.is_tensor(num_items):
+            num_items = num_items.clamp(min=1)  # where all of a step is left out there is no answer to average over
         self.throughput.count(batches)
         # Anchor losses are averaged as Trainer averages the tokens': over accumulated batches and all processes.
         if self.model.config.anchor_hidden_size:
@@ -205,6 +225,19 @@ class VggtQwen3Trainer(ResumableTrainer):
             self.loss_sums[name] = self.loss_sums.get(name, 0) + value.detach()
         return (loss, outputs) if return_outputs else loss
 
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.watch.losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        # Called once per optimizer step, before it; under DeepSpeed after it, which ZeRO leaves out by itself where the
+        # norm is not finite. With float16 infinite gradients are how the loss's scale is found: the scaler skips them.
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        scaled = self.accelerator.scaler is not None
+        self.watch.check(self.accelerator, None if scaled else grad_norm, self.state.global_step + 1)
+        return grad_norm
+
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if self.loss_sums and "loss" in logs:
             # Each is this process's part of a mean over all of them.
@@ -214,9 +247,9 @@ class VggtQwen3Trainer(ResumableTrainer):
             logs |= {f"loss_{name}": value / steps for name, value in zip(names, sums.tolist(), strict=True)}
             self.loss_sums = {}
         if "loss" in logs:
-            # transformers takes the sum from itself to reset it; one that is not a number would stay in all later logs.
-            self._tr_loss.zero_()
             logs |= self.throughput.measure(self.accelerator)
+            if self.watch.total:
+                logs[UNREADABLE] = self.watch.logged = self.watch.total
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -225,7 +258,7 @@ class VggtQwen3Trainer(ResumableTrainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        correct, paths = [], self.data_arguments.dataset_paths
+        correct, unreadable, paths = [], 0, self.data_arguments.dataset_paths
         # Numbered as `dataset_paths`, of which some may have nothing to evaluate on.
         numbers = [
             paths.index(source.path) if source.path in paths else position
@@ -238,6 +271,9 @@ class VggtQwen3Trainer(ResumableTrainer):
                 rows = sorted(
                     random.Random(self.args.seed).sample(rows, min(len(rows), self.data_arguments.eval_questions))
                 )
+            asked = len(rows)
+            rows = self._readable(source, rows)
+            unreadable += asked - len(rows)
             options = {
                 "blind": self.data_arguments.blind,
                 "batch_size": self.args.per_device_eval_batch_size,
@@ -258,10 +294,38 @@ class VggtQwen3Trainer(ResumableTrainer):
         for number in dict.fromkeys(numbers) if len(paths) > 1 else ():
             matches = [match for source, match in correct if source == number]
             metrics[f"{metric_key_prefix}_exact_match_{number}"] = sum(matches) / len(matches)
+        if unreadable:
+            metrics[f"{metric_key_prefix}_unreadable_questions"] = unreadable
         metrics.update(speed_metrics(metric_key_prefix, start, num_samples=len(correct)))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _readable(self, source: SceneDataset, rows: list[int]) -> list[int]:
+        """
+        `rows` without those about scenes that cannot be read, if `on_unreadable` is skip. Before the first evaluation every
+        scene is decoded once, by one of the processes; then all leave out the same.
+
+        Raises:
+            UnreadablePictureError: if nothing is left.
+        """
+        if self.data_arguments.on_unreadable == "error" or self.data_arguments.blind or source.store is not None:
+            return rows
+        if source not in self.unreadable_rows:
+            found = []
+            for scene in list(source.questions_of_scene)[self.args.process_index :: self.args.world_size]:
+                try:
+                    source.scene_inputs(scene)
+                except UnreadablePictureError as error:
+                    found.append((scene, str(error)))
+            found = gather_object(found)
+            for _, message in found if self.is_world_process_zero() else ():
+                logger.warning("Left out of evaluations, as on_unreadable: skip has it: %s", message)
+            self.unreadable_rows[source] = {row for scene, _ in found for row in source.questions_of_scene[scene]}
+        readable = [row for row in rows if row not in self.unreadable_rows[source]]
+        if rows and not readable:
+            raise UnreadablePictureError(f"{source.path}, split {source.split}: no scene to evaluate on can be read")
+        return readable
 
     def _near_anchors(self, arguments: tuple, options: dict) -> list[bool]:
         """Whether each anchor's predicted centre is within `NEAR` of the true one."""
