@@ -188,7 +188,10 @@ class SftArguments(TrainingArguments):
     # transformers' default looks at every micro-step's loss on the host, which waits for the GPU to have done its work.
     logging_nan_inf_filter: bool = field(
         default=False,
-        metadata={"help": "Leave losses that are not finite out of the log; the host then waits for each micro-step."},
+        metadata={
+            "help": "Leave losses that are not finite out of the log; the host then waits for each micro-step. Training ends "
+            "at one either way."
+        },
     )
     # These are the mechanism's, not the user's: only a whole model is published, the collator makes the model's inputs, answers are generated.
     hub_strategy: str = field(default="end", init=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from transformers import TrainerCallback
 
 from data_scripts.files import write_atomically
@@ -34,13 +34,14 @@ class NonFiniteError(ArithmeticError):
     Ends a training at a step whose loss or gradient is not finite.
 
     Args:
-        step (`int`): The step that is not made: the weights are those after the one before.
+        step (`int`): The step whose loss or gradient it is.
+        made (`bool`): Whether the optimizer has made it; else the weights are those after the one before.
         reason (`str`): What is not finite.
         sequences (`list[dict]`): `repository`, `scene_id` and `question_ids` of the step's sequences on all processes; where
             losses tell, of the micro-batches whose loss is not finite.
     """
 
-    def __init__(self, step: int, reason: str, sequences: list[dict]):
+    def __init__(self, step: int, made: bool, reason: str, sequences: list[dict]):
         self.step, self.reason, self.sequences = step, reason, sequences
         named = [
             f"{sequence['repository']}, scene {sequence['scene_id']} (questions {', '.join(sequence['question_ids'])})"
@@ -48,7 +49,7 @@ class NonFiniteError(ArithmeticError):
         ]
         more = f"; {len(sequences) - NAMED} more in {STOPPED}" if len(sequences) > NAMED else ""
         super().__init__(
-            f"step {step}: {reason}. The weights are those after step {step - 1}. It was computed of: "
+            f"step {step}: {reason}. The weights are those after step {step if made else step - 1}. It was computed of: "
             f"{'; '.join(named)}{more}"
         )
 
@@ -110,7 +111,9 @@ class StepWatch(TrainerCallback):
         ]
         sequences = gather_object([self._describe(pack) for packs in micro_batches for pack in packs])
         reason = "the loss" if bad_losses else "the norm of the gradient"
-        raise NonFiniteError(step, f"{reason} is not finite", sequences)
+        # DeepSpeed's step comes with the backward pass; of a norm that is not finite ZeRO makes none.
+        made = accelerator.distributed_type == DistributedType.DEEPSPEED and not bad_norms
+        raise NonFiniteError(step, made, f"{reason} is not finite", sequences)
 
     def _describe(self, pack: Pack) -> dict:
         source = self.sources[pack.dataset]
