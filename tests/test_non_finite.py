@@ -6,16 +6,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from hostile import count
+from hostile.cameras import cameras
 from safetensors.torch import load_file
 from test_fault_tolerance import run_stage2
 from toys import toy_geometry, toy_model, toy_processor, toy_views, write_toy_checkpoint, write_toy_repo
 
 from modeling_vggt_qwen3 import processing_vggt_qwen3
+from modeling_vggt_qwen3.geometry_vggt_qwen3 import Cameras
+from modeling_vggt_qwen3.modeling_vggt_qwen3_anchor import anchor_losses
 from recipes.evaluation.run_history import read_history
 from recipes.training.arguments import CONFIGS, parse_arguments
 from recipes.training.checkpoints import check_checkpoint, checkpoints_of
@@ -46,6 +51,7 @@ BAD_CAMERAS = [
     ("t", (1, 0), 1e39),
     ("t", (1, 2), -np.inf),
     ("t", (1, 2), 1e30),
+    ("t", (1, 2), 2e3),
     ("K", (1, 0, 2), np.nan),
     ("K", (1, 1, 1), 0.0),
     ("depth_hist", (1, 3), np.inf),
@@ -56,14 +62,18 @@ BAD_CAMERAS = [
 def test_the_processor_refuses_cameras_that_are_not_finite(field, place, value):
     """
     Catches a check before the cast to float32, or none: one such camera made a model of numbers that are none, with exit
-    code 0 and a loss of 0.000. A focal length of 0 makes rays infinite; squares of 1e30 leave float32.
+    code 0 and a loss of 0.000. A focal length of 0 makes rays infinite; squares of 1e30 leave float32; from 10 km away the
+    exponentials of the anchor head do.
     """
     processor = toy_processor(toy_model().config)
     geometry = {key: array.astype(np.float64) for key, array in toy_geometry(2).items()}
     geometry[field][place] = value
-    with pytest.raises(ValueError, match=rf"geometry of scene 1, view 1: {field} h(olds|as the focal length)"):
+    with pytest.raises(ValueError, match=rf"geometry of scene 1, view 1: ({field} h|R and t put)"):
         processor(images=[toy_views(2)] * 2, text=["What?"] * 2, geometry=[toy_geometry(2), geometry])
-    processor(images=[toy_views(2)], text=["What?"], geometry=[toy_geometry(2)])
+    # Metres may count from far away, as surveyors' do: what counts is where the cameras are to one another.
+    geometry = toy_geometry(2)
+    geometry["t"] -= geometry["R"] @ np.float32([4e5, 5e6, 0])
+    processor(images=[toy_views(2)], text=["What?"], geometry=[geometry])
 
 
 @pytest.mark.parametrize(("field", "place", "value"), BAD_CAMERAS)
@@ -71,13 +81,36 @@ def test_a_data_set_refuses_them_before_training(field, place, value, tmp_path):
     """Catches a bad camera that is found by the step that reads it, after an hour, or not at all."""
     repo = write_toy_repo(tmp_path / f"toy_{field}_{place}_{value}", {"train": 3})
     write_camera(repo, 2, field, place, value)
-    message = (
-        rf"toy_.*, split train, scene scene0002_00, view 1: {field} h(olds|as the focal length).*Prepare the dataset"
-    )
+    message = rf"toy_.*, split train, scene scene0002_00, view 1: ({field} h|R and t put).*Prepare the dataset"
     with pytest.raises(ValueError, match=message):
         SceneDataset(str(repo), "train", num_views=3)
     # The view is not in use: nothing reads its camera.
     assert SceneDataset(str(repo), "train", num_views=1).scene_inputs(2)["geometry"]["t"].shape == (1, 3)
+
+
+def test_hostile_cameras_are_refused_or_harmless():
+    """Catches bounds that let pass what makes the geometry encoder's tokens or the anchor head's rays infinite."""
+    torch.manual_seed(0)
+    model = toy_model(anchor_hidden_size=32, numbers_from="head")
+    processor = toy_processor(model.config)
+    tokens = torch.randn(1, 3, 4, model.model.anchor_head.feature_norm.normalized_shape[0])
+
+    def attempt(geometry):
+        batch = processor(images=[toy_views(3)], text=["What?"], geometry=[geometry], return_tensors="pt")
+        names = ("extrinsics", "intrinsics", "depth_histogram", "geometry_mask")
+        arrays = [batch[name] for name in names]
+        assert model.model.geometry_encoder(*arrays, (28, 28)).isfinite().all()
+        found = Cameras(*arrays, None, (28, 28))
+        features = SimpleNamespace(cameras=found, last_hidden_state=tokens)
+        boxes, log_attention = model.model.anchor_head(torch.ones(1, 32), torch.zeros(1, dtype=torch.long), features)
+        target = torch.tensor([[0.1, 0.1, 2.0, 0.5, 0.5, 0.5, 0.0, 0.0, 1.0]])
+        losses = anchor_losses(boxes, target, torch.zeros(1, dtype=torch.long), log_attention, found, 14)
+        gradients = torch.autograd.grad(sum(losses.values()), model.model.anchor_head.parameters(), allow_unused=True)
+        assert all(tensor.isfinite().all() for tensor in [*losses.values(), *gradients] if tensor is not None), losses
+
+    counts = count("cameras", cameras(0), attempt, (ValueError,), lambda what, geometry: what.split()[0].split("[")[0])
+    assert not counts.tracebacks, "\n".join(trace.splitlines()[0][:60] for trace in counts.tracebacks)
+    assert counts.tried == 252 and counts.accepted > 80 and counts.refused > 120
 
 
 ################
@@ -108,6 +141,8 @@ def blindfold(monkeypatch):
 
 BLINDFOLDED = """
 from modeling_vggt_qwen3 import processing_vggt_qwen3
+from modeling_vggt_qwen3.geometry_vggt_qwen3 import Cameras
+from modeling_vggt_qwen3.modeling_vggt_qwen3_anchor import anchor_losses
 from recipes.training.arguments import CONFIGS
 from recipes.training.data import SceneDataset
 from recipes.training.sft import main

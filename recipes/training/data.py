@@ -10,15 +10,18 @@ from io import BytesIO
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from data_scripts.schema import missing_columns
 from modeling_vggt_qwen3 import VggtQwen3ImageProcessorPil
 from modeling_vggt_qwen3.processing_vggt_qwen3 import (
+    FARTHEST,
     GEOMETRY_SHAPES,
-    LARGEST_NUMBER,
+    LARGEST,
     SMALLEST_FOCAL_LENGTH,
+    camera_distances,
     camera_problem,
 )
 
@@ -125,15 +128,13 @@ class SceneDataset:
         advice = "Prepare the dataset again, which leaves such scenes out, or remove the scene."
         if geometry is None:
             return
-        for view in self.views_in_use(max(len(values or []) for values in geometry.values())):
-            try:
-                problem = camera_problem(geometry_of(geometry, [view]))
-            except (IndexError, KeyError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{where}, view {view}: geometry is not one camera per view: {error}. {advice}"
-                ) from error
-            if problem is not None:
-                raise ValueError(f"{where}, view {view}: {problem[1]}. {advice}")
+        views = self.views_in_use(max(len(values or []) for values in geometry.values()))
+        try:
+            problem = camera_problem(geometry_of(geometry, views))
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{where}: geometry is not one camera per view: {error!r}. {advice}") from error
+        if problem is not None:
+            raise ValueError(f"{where}, view {views[problem[0]]}: {problem[1]}. {advice}")
 
     def pictures(self, scene: int) -> list[bytes]:
         """The encoded pictures of a scene's views in use."""
@@ -241,21 +242,26 @@ def _look_usable(column: pa.ChunkedArray) -> bool:
     if not pa.types.is_struct(scenes.type):
         return len(scenes) == 0
     numbers, views = {}, set()
-    for field in scenes.type:
-        values = scenes.field(field.name)
+    for key, largest in LARGEST.items():
+        if scenes.type.get_field_index(key) < 0:
+            return False
+        values = scenes.field(key)
         while pa.types.is_nested(values.type):
             values = values.flatten()
         if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
             return False
         with np.errstate(over="ignore"):
-            numbers[field.name] = values.to_numpy(zero_copy_only=False).astype(np.float32)
-        if not (np.abs(numbers[field.name]) <= LARGEST_NUMBER).all():
+            numbers[key] = values.to_numpy(zero_copy_only=False).astype(np.float32)
+        if not (np.abs(numbers[key]) <= largest).all():
             return False
     for key, shape in GEOMETRY_SHAPES.items():
-        if key not in numbers:
-            return False
         views.add(len(numbers[key]) / np.prod(shape))
-    return len(views) == 1 and (np.abs(numbers["K"].reshape(-1, 9)[:, [0, 4]]) >= SMALLEST_FOCAL_LENGTH).all()
+    if len(views) > 1 or (np.abs(numbers["K"].reshape(-1, 9)[:, [0, 4]]) < SMALLEST_FOCAL_LENGTH).any():
+        return False
+    lengths = pc.fill_null(pc.list_value_length(scenes.field("t")), 0).to_numpy(zero_copy_only=False)
+    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    distances = camera_distances(numbers["R"].reshape(-1, 3, 3), numbers["t"].reshape(-1, 3), first)
+    return bool((distances <= FARTHEST).all())
 
 
 def decode_for(image: Image.Image, image_processor: VggtQwen3ImageProcessorPil):
