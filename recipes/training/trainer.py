@@ -8,12 +8,13 @@ import random
 import re
 import time
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object, send_to_device
 from huggingface_hub import HfApi
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import speed_metrics
 
@@ -237,6 +238,20 @@ class VggtQwen3Trainer(ResumableTrainer):
         scaled = self.accelerator.scaler is not None
         self.watch.check(self.accelerator, None if scaled else grad_norm, self.state.global_step + 1)
         return grad_norm
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        if is_deepspeed_zero3_enabled() and isinstance(self.model, PeftModel):
+            # DeepSpeed leaves out what is frozen; of the modules that PEFT saves whole it wants that too.
+            frozen = {
+                name: parameter
+                for name, parameter in self.model.named_parameters()
+                if ".modules_to_save." in name and not parameter.requires_grad
+            }
+            gathered = import_module("deepspeed").zero.GatheredParameters(list(frozen.values()))
+            with gathered:  # on all processes together
+                if self.args.should_save:
+                    state_dict |= {name: parameter.detach().cpu().clone() for name, parameter in frozen.items()}
+        super()._save(output_dir, state_dict)
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if self.loss_sums and "loss" in logs:
