@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
@@ -86,6 +87,25 @@ def test_a_data_set_refuses_them_before_training(field, place, value, tmp_path):
         SceneDataset(str(repo), "train", num_views=3)
     # The view is not in use: nothing reads its camera.
     assert SceneDataset(str(repo), "train", num_views=1).scene_inputs(2)["geometry"]["t"].shape == (1, 3)
+
+
+def test_hostile_cameras_of_a_data_set_are_named(tmp_path):
+    """Catches columns of other types than ours, which a stranger's repository may have, that end in a traceback."""
+    repo = write_toy_repo(tmp_path / "toy_hostile", {"train": 2}, num_views=3)
+    source, processor = SceneDataset(str(repo), "train"), toy_processor(toy_model().config)
+
+    def attempt(geometry):
+        try:
+            column = pa.array([geometry, None])
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"scene0000_00: not a column: {error}") from error
+        source._check_cameras(Dataset(pa.table({"geometry": column})))
+        processor(images=[toy_views(3)], text=["What?"], geometry=[geometry])  # takes what the data set takes
+
+    as_lists = ((what, {k: np.asarray(v).tolist() for k, v in geometry.items()}) for what, geometry in cameras(1))
+    counts = count("cameras of a data set", as_lists, attempt, (ValueError,), lambda *case: "scene0000_00")
+    assert not counts.tracebacks, "\n".join(counts.tracebacks[:3])
+    assert counts.tried == 252 and counts.accepted > 80 and counts.refused > 120
 
 
 def test_hostile_cameras_are_refused_or_harmless():

@@ -30,6 +30,7 @@ from .store import FeatureStore, StoreEntry
 
 # Batches that are sorted by length together: enough for little padding, few enough for a random order.
 GROUPED_BATCHES = 16
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 class MissingSplitError(ValueError):
@@ -128,9 +129,15 @@ class SceneDataset:
         advice = "Prepare the dataset again, which leaves such scenes out, or remove the scene."
         if geometry is None:
             return
-        views = self.views_in_use(max(len(values or []) for values in geometry.values()))
         try:
-            problem = camera_problem(geometry_of(geometry, views))
+            views = self.views_in_use(max(len(values or []) for values in geometry.values()))
+            cameras = geometry_of(geometry, views)
+            for key, shape in GEOMETRY_SHAPES.items():
+                if cameras[key].shape != (len(views), *shape):
+                    raise ValueError(f"{key} has the shape {cameras[key].shape}")
+            if cameras["depth_hist"].ndim != 2:
+                raise ValueError(f"depth_hist has the shape {cameras['depth_hist'].shape}")
+            problem = camera_problem(cameras)
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{where}: geometry is not one camera per view: {error!r}. {advice}") from error
         if problem is not None:
@@ -245,9 +252,11 @@ def _look_usable(column: pa.ChunkedArray) -> bool:
     for key, largest in LARGEST.items():
         if scenes.type.get_field_index(key) < 0:
             return False
-        values = scenes.field(key)
-        while pa.types.is_nested(values.type):
-            values = values.flatten()
+        values, dimensions = scenes.field(key), 0
+        while any(is_list(values.type) for is_list in LISTS):
+            values, dimensions = values.flatten(), dimensions + 1
+        if dimensions != 1 + len(GEOMETRY_SHAPES.get(key, [0])):
+            return False
         if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
             return False
         with np.errstate(over="ignore"):
