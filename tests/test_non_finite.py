@@ -161,8 +161,6 @@ def blindfold(monkeypatch):
 
 BLINDFOLDED = """
 from modeling_vggt_qwen3 import processing_vggt_qwen3
-from modeling_vggt_qwen3.geometry_vggt_qwen3 import Cameras
-from modeling_vggt_qwen3.modeling_vggt_qwen3_anchor import anchor_losses
 from recipes.training.arguments import CONFIGS
 from recipes.training.data import SceneDataset
 from recipes.training.sft import main

@@ -248,7 +248,7 @@ def _look_usable(column: pa.ChunkedArray) -> bool:
     scenes = column.combine_chunks().drop_null()
     if not pa.types.is_struct(scenes.type):
         return len(scenes) == 0
-    numbers, views = {}, set()
+    numbers, views = {}, {}  # all numbers of a field in a row; of each scene its number of views
     for key, largest in LARGEST.items():
         if scenes.type.get_field_index(key) < 0:
             return False
@@ -261,14 +261,14 @@ def _look_usable(column: pa.ChunkedArray) -> bool:
             return False
         with np.errstate(over="ignore"):
             numbers[key] = values.to_numpy(zero_copy_only=False).astype(np.float32)
-        if not (np.abs(numbers[key]) <= largest).all():
+        views[key] = pc.fill_null(pc.list_value_length(scenes.field(key)), 0).to_numpy(zero_copy_only=False)
+        if not (np.abs(numbers[key]) <= largest).all() or (views[key] != views["R"]).any():
             return False
-    for key, shape in GEOMETRY_SHAPES.items():
-        views.add(len(numbers[key]) / np.prod(shape))
-    if len(views) > 1 or (np.abs(numbers["K"].reshape(-1, 9)[:, [0, 4]]) < SMALLEST_FOCAL_LENGTH).any():
+    if any(len(numbers[key]) != views[key].sum() * np.prod(shape) for key, shape in GEOMETRY_SHAPES.items()):
         return False
-    lengths = pc.fill_null(pc.list_value_length(scenes.field("t")), 0).to_numpy(zero_copy_only=False)
-    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    if (np.abs(numbers["K"].reshape(-1, 9)[:, [0, 4]]) < SMALLEST_FOCAL_LENGTH).any():
+        return False
+    first = np.repeat(np.cumsum(views["t"]) - views["t"], views["t"])
     distances = camera_distances(numbers["R"].reshape(-1, 3, 3), numbers["t"].reshape(-1, 3), first)
     return bool((distances <= FARTHEST).all())
 
