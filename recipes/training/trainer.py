@@ -322,7 +322,7 @@ class VggtQwen3Trainer(ResumableTrainer):
         scene is decoded once, by one of the processes; then all leave out the same.
 
         Raises:
-            UnreadablePictureError: if nothing is left.
+            UnreadablePictureError: if no scene can be read.
         """
         if self.data_arguments.on_unreadable == "error" or self.data_arguments.blind or source.store is not None:
             return rows
@@ -336,11 +336,10 @@ class VggtQwen3Trainer(ResumableTrainer):
             found = gather_object(found)
             for _, message in found if self.is_world_process_zero() else ():
                 logger.warning("Left out of evaluations, as on_unreadable: skip has it: %s", message)
+            if len(found) == len(source.questions_of_scene):
+                raise UnreadablePictureError(f"{source.path}, split {source.split}: no scene can be read")
             self.unreadable_rows[source] = {row for scene, _ in found for row in source.questions_of_scene[scene]}
-        readable = [row for row in rows if row not in self.unreadable_rows[source]]
-        if rows and not readable:
-            raise UnreadablePictureError(f"{source.path}, split {source.split}: no scene to evaluate on can be read")
-        return readable
+        return [row for row in rows if row not in self.unreadable_rows[source]]
 
     def _near_anchors(self, arguments: tuple, options: dict) -> list[bool]:
         """Whether each anchor's predicted centre is within `NEAR` of the true one."""
