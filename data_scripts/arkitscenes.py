@@ -29,6 +29,7 @@ import PIL.Image
 from .arkitscenes_boxes import ARKITSCENES_LABELS, read_annotation
 from .boxes import Box
 from .frames import Frame, View, check_intrinsics, decode_picture, read_depth, scale_intrinsics
+from .paths import resolve_inside
 from .trajectory import Trajectory, read_numbers
 from .views import UnreadableFileError, read_bytes
 
@@ -243,10 +244,11 @@ def open_scan(root: Path, video_id: str) -> Scan:
 
     Raises:
         UnreadableFileError: there is no such scan.
+        UnsafePathError: `video_id` is not the name of a folder.
     """
     for layout in LAYOUTS:
         for split in SPLITS:
-            folder = root / layout / split / video_id
+            folder = resolve_inside(root / layout / split, video_id, nested=False)
             if folder.is_dir():
                 return Scan(folder, read_sky_directions(root).get(video_id))
     raise UnreadableFileError(root, f"no scan {video_id} under {{3dod,raw}}/{{Training,Validation}}")

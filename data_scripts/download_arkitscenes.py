@@ -34,6 +34,8 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from .arkitscenes import SPLITS, WITHOUT_3DOD
+from .paths import path_fault
+from .plain import plain
 
 
 BASE_URL = "https://docs-assets.developer.apple.com/ml-research/datasets/arkitscenes/v1"
@@ -230,9 +232,14 @@ def find_videos(args: argparse.Namespace) -> list[tuple[str, str]]:
                     raise DownloadError(f"{error}: the list of videos; give one of yours by --video_id_csv") from None
         videos = _read_csv(path, args.split)
     for _, video_id in videos:
-        if not (video_id.isascii() and video_id.isdigit()):
-            raise ValueError(f"'{video_id}' is no video id")
+        if not is_video_id(video_id):
+            raise ValueError(f"'{plain(video_id)}' is no video id")
     return list(dict.fromkeys(videos))
+
+
+def is_video_id(video_id: str) -> bool:
+    """Whether it is a number; it becomes the name of a folder."""
+    return video_id.isascii() and video_id.isdigit() and path_fault(video_id, nested=False) is None
 
 
 def plan(args: argparse.Namespace, videos: list[tuple[str, str]]) -> tuple[list[Item], list[str]]:
@@ -351,12 +358,17 @@ def _read_csv(path: Path, split: str | None) -> list[tuple[str, str]]:
             rows = list(csv.DictReader(stream))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except (csv.Error, UnicodeDecodeError) as error:  # a field of more than 131 kB; another encoding
+        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from None
     videos = []
     for number, row in enumerate(rows, start=2):
         if not row.get("video_id") or row.get("fold") not in SPLITS:
             raise ValueError(f"{path}: line {number}: expected columns video_id and fold (Training or Validation)")
+        video_id = row["video_id"].removesuffix(".0")  # as pandas writes a column with gaps
+        if not is_video_id(video_id):
+            raise ValueError(f"{path}: line {number}: '{plain(video_id)}' is no video id")
         if split in (None, row["fold"]):
-            videos.append((row["fold"], row["video_id"].removesuffix(".0")))  # as pandas writes a column with gaps
+            videos.append((row["fold"], video_id))
     if not videos:
         raise ValueError(f"{path}: no video" + (f" of {split}" if split else ""))
     return videos

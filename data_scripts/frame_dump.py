@@ -17,7 +17,8 @@ import numpy as np
 import PIL.Image
 
 from .frames import check_intrinsics, decode_picture, read_depth
-from .views import UnreadableFileError, describe_decoding_error, read_bytes
+from .pictures import picture_size
+from .views import UnreadableFileError, read_bytes
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,7 @@ class FrameDump:
 
     def picture_size(self, number: int) -> tuple[int, int]:
         """(width, height), without decoding the picture."""
-        path = self._color[number]
-        try:
-            with PIL.Image.open(path) as picture:
-                return picture.size
-        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
-            reason = f"not a readable picture ({describe_decoding_error(error)})"
-            raise UnreadableFileError(path, reason) from None
+        return picture_size(self.encoded_picture(number), self._color[number])
 
     def depth(self, number: int) -> np.ndarray:
         return read_depth(self._depth[number])

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import PIL.Image
 
+from .pictures import decode_picture
 from .views import UnreadableFileError, describe_decoding_error, read_bytes
 
 
@@ -128,30 +129,6 @@ def read_depth(path: Path) -> np.ndarray:
     if mode not in ("I;16", "I"):
         raise UnreadableFileError(path, f"depth must be 16-bit greyscale, this is mode {mode}")
     return depth.astype(np.float32) / 1000
-
-
-def decode_picture(content: bytes, where: str | Path, at_least: int | None = None) -> PIL.Image.Image:
-    """Decodes a whole JPEG, PNG or other picture.
-
-    Args:
-        content: the encoded picture.
-        where: what an error names.
-        at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, which is faster, as long as no
-            side gets shorter than so many pixels.
-
-    Returns:
-        the picture, RGB.
-
-    Raises:
-        UnreadableFileError: it is no picture, or is cut short.
-    """
-    try:
-        with PIL.Image.open(io.BytesIO(content)) as picture:
-            if at_least is not None:
-                picture.draft("RGB", (at_least, at_least))
-            return picture.convert("RGB")
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for a broken file
-        raise UnreadableFileError(where, f"not a readable picture ({describe_decoding_error(error)})") from None
 
 
 def is_rigid(matrices: np.ndarray) -> np.ndarray:

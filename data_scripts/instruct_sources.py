@@ -53,9 +53,13 @@ def parse_sources(texts: Iterable[str], config: Path | None) -> dict[str, Source
                 raise InputError(f"{where}: expected 'files' (a list) and, where these name pictures, 'image_root'")
             files = [entry["files"]] if isinstance(entry["files"], str) else entry["files"]
             root = entry.get("image_root")
-            if not isinstance(files, list) or not all(isinstance(path, str) for path in [*files, root or ""]):
+            is_list = isinstance(files, list) and all(isinstance(path, str) for path in files)
+            if not is_list or not isinstance(root, str | None):
                 raise InputError(f"{where}: 'files' is a list of paths, and 'image_root' a path")
-            _add(found, where, str(name), [Path(path) for path in files], None if root is None else Path(root))
+            try:
+                _add(found, where, str(name), [Path(path) for path in files], None if root is None else Path(root))
+            except OSError as error:  # a name of thousands of characters
+                raise InputError(f"{where}: {error.filename}: cannot be read ({error.strerror})") from None
     return found
 
 
@@ -134,7 +138,7 @@ def _read_config(path: Path) -> dict:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a date, a number, nesting
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path}: expected a mapping of names to 'files' and 'image_root'")

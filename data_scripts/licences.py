@@ -8,6 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import CardData, DatasetCard
 
+from .plain import plain
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -88,6 +90,13 @@ def _card_beside(folder: Path) -> tuple[Path | None, CardData | None]:
             except Exception as error:  # the YAML parser has a dozen errors
                 raise ValueError(f"the metadata of {path} cannot be read: {' '.join(str(error).split())}") from error
             if data.get("license"):
+                for key in ("license", "license_name", "pretty_name"):
+                    value = data.get(key)
+                    texts = value if isinstance(value, list) and key == "license" else [value or ""]
+                    if not all(isinstance(text, str) and plain(text) == text for text in texts):
+                        raise ValueError(
+                            f"the metadata of {path} cannot be read: '{key}' is not a short text in one line"
+                        )
                 return path, data
     return None, None
 

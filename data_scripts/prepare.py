@@ -35,6 +35,7 @@ from .card import THIS_REPO
 from .hub import UploadError, check_names, check_repo, check_token, upload
 from .instruct_sources import check_sources, parse_sources
 from .licences import Origin
+from .plain import plain
 from .scannet import scan_roots
 from .views import VIEW_SELECTIONS, UnreadableFileError
 
@@ -276,7 +277,7 @@ def _report(preparation: Preparation, output: Path) -> None:
     for note in preparation.notes:
         print(f"note: {note}")
     for failure in preparation.left_out:
-        print(f"left out: scene {failure['scene_id']}: {failure['file']}: {failure['reason']}")
+        print(f"left out: scene {plain(failure['scene_id'])}: {plain(failure['file'])}: {failure['reason']}")
     if preparation.found:
         print(f"{preparation.found} scenes had been read by an interrupted run")
     for split, counts in preparation.counts.items():

@@ -8,7 +8,6 @@ from above with cameras, boxes and askers, and its questions.
 import argparse
 import base64
 import html
-import io
 import json
 import os
 import sys
@@ -16,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import pyarrow.parquet
+
+from .pictures import open_picture, plain_picture
 
 
 PLAN_SIZE = 640  # pixels along the longer side
@@ -42,13 +42,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         split, scene, questions = read_scene(args.repo, args.scene)
+        text = page(split, scene, questions)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     partial = args.output.with_name(f".{args.output.name}.{os.getpid()}")
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page(split, scene, questions), encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, args.output)
     except OSError as error:
         print(f"error: cannot write {args.output} ({error.strerror}): give another with --output", file=sys.stderr)
@@ -122,9 +123,9 @@ def _rows(folder: Path, scene_id: str) -> Iterator[tuple[str, dict]]:
 
 
 def _figure(index: int, scene: dict) -> str:
-    content = scene["images"][index]["bytes"]
-    with PIL.Image.open(io.BytesIO(content)) as picture:
-        width, height = picture.size
+    where = f"scene {scene['scene_id']}, view {index}"
+    content, (width, height) = plain_picture(scene["images"][index]["bytes"], where)
+    with open_picture(content, where) as picture:
         kind = picture.get_format_mimetype()
     lines = [f"view {index}, frame {scene['frame_ids'][index]}, {width}×{height}"]
     chart = ""

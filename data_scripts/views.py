@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which frames of a scan become views, and the reading of one picture file.
+"""Which frames of a scan become views.
 
 A selection is `uniform` (evenly spaced in time), `random` (seeded) or `coverage` (the frames that together see most of the
 room). The views come out with the most central one first, then in the order of time: view 0 is the frame of reference of
@@ -7,7 +7,6 @@ whatever a model predicts, so it should share as much as possible with the other
 """
 
 import hashlib
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,40 +48,6 @@ def read_bytes(path: Path) -> bytes:
         raise UnreadableFileError(path, "missing") from None
     except OSError as error:
         raise UnreadableFileError(path, f"cannot be read ({error.strerror})") from None
-
-
-def read_picture(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """Reads a picture as it is stored, after making sure that all of it decodes.
-
-    Args:
-        path: a file in any format Pillow reads.
-
-    Returns:
-        The file's bytes, unchanged, and the picture's (width, height) in pixels.
-
-    Raises:
-        UnreadableFileError: the file is missing, is no picture, or is cut short.
-    """
-    content = read_bytes(path)
-    return content, picture_size(content, path)
-
-
-def picture_size(content: bytes, where: str | Path) -> tuple[int, int]:
-    """(width, height) in pixels of an encoded picture, after making sure that all of it decodes.
-
-    Raises:
-        UnreadableFileError: it is no picture, or is cut short; the error names `where`.
-    """
-    try:
-        with PIL.Image.open(io.BytesIO(content)) as picture:
-            size = picture.size
-            # A JPEG is decoded at an eighth of its size: the entropy-coded data, where a cut shows, is still read to
-            # its end, but the costly inverse transform is not computed for every pixel.
-            picture.draft(picture.mode, (size[0] // 8, size[1] // 8))
-            picture.load()
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for a broken file
-        raise UnreadableFileError(where, f"not a readable picture ({describe_decoding_error(error)})") from None
-    return size
 
 
 def describe_decoding_error(error: Exception) -> str:
@@ -301,9 +266,7 @@ __all__ = [
     "central",
     "describe_decoding_error",
     "picture_fault",
-    "picture_size",
     "read_bytes",
-    "read_picture",
     "select_coverage",
     "select_views",
     "spread",

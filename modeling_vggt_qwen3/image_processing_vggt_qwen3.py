@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image processor of VGGT-Qwen3: VGGT's official preprocessing, on PIL (no torchvision needed)."""
 
+import os
 from typing import Literal
 
 import numpy as np
@@ -9,6 +10,8 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ImagesKwargs
+
+from .pictures_vggt_qwen3 import FORMATS, to_rgb
 
 
 class VggtQwen3ImageProcessorKwargs(ImagesKwargs, total=False):
@@ -26,7 +29,7 @@ class VggtQwen3ImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class VggtQwen3ImageProcessorPil(PilBackend):
-    """RGB views in [0, 1]; normalisation happens inside the encoder. Transparency is composited on white."""
+    """RGB views in [0, 1], upright; normalisation happens inside the encoder. See [`to_rgb`] for what becomes of other images."""
 
     valid_kwargs = VggtQwen3ImageProcessorKwargs
     model_input_names = ["pixel_values"]
@@ -63,18 +66,23 @@ class VggtQwen3ImageProcessorPil(PilBackend):
             new_height, new_width = image_size, min(round_to_patches(width * image_size / height), image_size)
         return new_height, new_width, (image_size - new_height) // 2, (image_size - new_width) // 2, *[image_size] * 2
 
+    def fetch_images(self, image_url_or_urls):
+        """As in the base class; but files are only opened here, for `process_image` to see their transparency and depth."""
+        if isinstance(image_url_or_urls, str) and os.path.isfile(image_url_or_urls):
+            return Image.open(image_url_or_urls, formats=FORMATS)
+        return super().fetch_images(image_url_or_urls)
+
     def process_image(self, image: ImageInput, **kwargs) -> Image.Image:
-        """One PIL image, or an array or tensor of uint8 or [0, 1] values in either channel order, as RGB."""
+        """One PIL image of any mode, or an array or tensor of uint8 or [0, 1] values in either channel order, as RGB."""
         if not isinstance(image, Image.Image):
             array = super().process_image(image, do_convert_rgb=False)  # channels first
             if np.issubdtype(array.dtype, np.floating):
                 array = (array * 255).round().clip(0, 255)
+            elif array.dtype != np.uint8 and not 0 <= array.min() <= array.max() <= 255:
+                raise ValueError(f"Arrays of images hold uint8, or floats in [0, 1]; got {array.dtype} beyond 255.")
             array = np.moveaxis(array.astype(np.uint8), 0, -1)
             image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+        return to_rgb(image)
 
     def _preprocess(self, images: list[Image.Image], return_tensors=None, **kwargs) -> BatchFeature:
         pixel_values = []

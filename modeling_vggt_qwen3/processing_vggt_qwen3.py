@@ -14,6 +14,7 @@ from transformers.processing_utils import ProcessorMixin
 from .action_decoding_vggt_qwen3 import ActionLogitsProcessor
 from .action_grammar_vggt_qwen3 import grammars_of, maximum_tokens, minimum_tokens
 from .actions_vggt_qwen3 import Action, parse_actions
+from .pictures_vggt_qwen3 import upright_size
 
 
 # The text of a turn: one vision block per conversation, before the text; the processor expands its placeholder to all views.
@@ -227,7 +228,10 @@ class VggtQwen3Processor(ProcessorMixin):
         if any(item is not None for item in geometries):
             sizes = [
                 given
-                or [image.size if isinstance(image, Image.Image) else get_image_size(image)[::-1] for image in views]
+                or [
+                    upright_size(image) if isinstance(image, Image.Image) else get_image_size(image)[::-1]
+                    for image in views
+                ]
                 for given, views in zip(sizes, scenes, strict=True)
             ]
             inputs.update(self._geometry_inputs(sizes, geometries, np.shape(inputs["pixel_values"])[1], **kwargs))

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from data_scripts.pictures import decode_picture
+from data_scripts.views import UnreadableFileError, read_bytes
 from modeling_vggt_qwen3 import ACTION_SCHEMAS, VggtQwen3Processor
 from recipes.evaluation.action_page import save_action_plan
 from recipes.evaluation.plan import check_plan_path
@@ -57,12 +59,11 @@ def main():
 
 
 def read_photo(path: str) -> Image.Image:
-    """A photo, upright. Raises ValueError naming a file that is missing or is no picture."""
+    """A photo, RGB and upright. Raises ValueError naming a file that is missing or is no picture."""
     try:
-        with Image.open(path) as photo:
-            return ImageOps.exif_transpose(photo)
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"Cannot read the photo {path}: {error}") from error
+        return decode_picture(read_bytes(Path(path)), path)
+    except UnreadableFileError as error:
+        raise ValueError(f"Cannot read the photo {error}") from None
 
 
 def read_cameras(path: Path) -> dict[str, np.ndarray]:

@@ -178,10 +178,10 @@ def test_sqa3d_partner_missing(dump, tmp_path, capsys):
 
 
 def test_sqa3d_join_mismatch(dump, tmp_path, capsys):
-    """Catches a join that drops rows without a partner, on either side, or pairs rows by their order."""
+    """Catches a join that drops rows without a partner and without a word, on either side, or pairs rows by their order."""
     files = write_sqa3d(dump, "train", SCENES["train"])
     whole = [path.read_text() for path in files]
-    arguments = sqa3d_arguments(dump, tmp_path / "repo", *files)
+    arguments = [*sqa3d_arguments(dump, tmp_path / "repo", *files), "--strict"]
     edit(files[1], lambda content: content["annotations"].pop())
     refused(capsys, arguments, "row 1", "220602000001 has no annotation")
     files[1].write_text(whole[1])
@@ -190,6 +190,10 @@ def test_sqa3d_join_mismatch(dump, tmp_path, capsys):
     files[0].write_text(whole[0])
     edit(files[1], lambda content: content["annotations"][0].update(scene_id="scene0001_00"))
     refused(capsys, arguments, "scene0000_00", "scene0001_00")
+    assert main(arguments[:-1]) == 0
+    left_out = f"{files[0].name}: 1 records left out (row 0): question_id 220602000000 is about scene0000_00 here"
+    assert left_out in capsys.readouterr().out
+    assert set(datasets.load_dataset(str(tmp_path / "repo"))["train"]["scene_id"]) == {"scene0001_00"}
 
 
 @pytest.fixture
@@ -272,15 +276,19 @@ def test_unknown_scene(dump, tmp_path, capsys):
 
 
 def test_bad_annotation_files(dump, tmp_path, capsys):
-    """Catches an annotation file found broken only after an hour, or a message that does not say where."""
+    """Catches an annotation file found broken only after an hour, a message that does not say where, and one bad row that ends
+    all, or that goes without a word."""
     path = dump / "ScanQA_v1.0_train.json"
     arguments = scanqa_arguments(dump, tmp_path / "repo")
     whole = path.read_text()
     edit(path, lambda rows: rows[1].pop("answers"))
-    refused(capsys, arguments, path.name, "row 1", "'answers'")
+    refused(capsys, [*arguments, "--strict"], path.name, "row 1", "'answers'")
     path.write_text(whole)
     edit(path, lambda rows: rows[1].update(question_id=rows[0]["question_id"]))
-    refused(capsys, arguments, "question_id train-scene0000_00-0 occurs 2 times", "'train'")
+    twice = "row 1: question_id train-scene0000_00-0 occurs twice, first in row 0"
+    refused(capsys, [*arguments, "--strict"], path.name, twice)
+    assert main(scanqa_arguments(dump, tmp_path / "good")) == 0
+    assert f"{path.name}: 1 records left out ({twice.replace(': ', '): ', 1)}" in capsys.readouterr().out
     path.write_text(whole[:-5])
     refused(capsys, arguments, path.name, "not a JSON file")
     path.write_text("[]")

@@ -86,9 +86,14 @@ def test_records(tmp_path, capsys):
     arguments = ["records", "--records", *files, "--image-root", str(tmp_path / "images"), "--image-size", "10"]
     assert main([*arguments, "--output", str(tmp_path / "repo")]) == 0
     printed = capsys.readouterr().out
-    for words in ("record 5: geom_token 't' holds", "'R' is not a rotation", "'R' does not hold 2 x 9", "it is empty"):
+    for words in (
+        "(record 5): geom_token 't' holds",
+        "'R' is not a rotation",
+        "'R' does not hold 2 x 9",
+        "it is empty",
+    ):
         assert words in printed
-    assert "record 9: 'images' is not" in printed and "record 10: not an object" in printed
+    assert "(record 9): 'images' is not" in printed and "(record 10): not an object" in printed
 
     questions = datasets.load_dataset(str(tmp_path / "repo"))
     train = questions["train"]
@@ -159,7 +164,7 @@ def test_records_without_task_or_depth(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "train.json: 2 records name no task: it is 'records'" in printed
     assert "train.json: 3 records have a geom_token without depth_hist: their depth counts as not measured" in printed
-    assert "record 5: geom_token 'depth_hist' does not hold 2 x 16 numbers" in printed
+    assert "(record 5): geom_token 'depth_hist' does not hold 2 x 16 numbers" in printed
     assert datasets.load_dataset(str(tmp_path / "repo"), split="train")["task"][:] == ["records"] * 2 + ["scanqa"] * 3
     scenes = {
         row["scene_id"]: row["geometry"] for row in datasets.load_dataset(str(tmp_path / "repo"), "scenes")["train"]
@@ -175,19 +180,24 @@ def test_records_without_task_or_depth(tmp_path, capsys):
 
 
 def test_unusable_records(tmp_path, capsys):
-    """Catches a broken line or file that is skipped, a picture from elsewhere, and a missing picture that becomes a scene."""
+    """Catches a broken line that ends all or goes without a word, a picture from elsewhere, a missing picture that becomes a scene,
+    and records with faults that --strict takes."""
     picture(tmp_path / "images" / "0.jpg")
     path = tmp_path / "train.jsonl"
     arguments = ["records", "--records", str(path), "--image-root", str(tmp_path / "images"), "--output"]
 
-    def refused(text, *words):
+    def refused(text, *words, options=()):
         path.write_text(text)
-        assert main([*arguments, str(tmp_path / "repo")]) == 2
+        assert main([*arguments, str(tmp_path / "repo"), *options]) == 2
         error = capsys.readouterr().err
         assert all(word in error for word in words), error
 
     good = json.dumps(record(images=["0.jpg"], geom_token=None, scene_id="a"))
-    refused(good + "\n{", "line 2: not JSON")
+    refused(good + "\n{", "record 1: line 2: not JSON", "(--strict)", options=["--strict"])
+    assert main([*arguments, str(tmp_path / "good")]) == 0
+    assert "train.jsonl: 1 records left out (record 1): line 2: not JSON" in capsys.readouterr().out
+    refused("{a\n[", "no record can be used; record 0: line 1: not JSON")
+    refused(json.dumps(record(answer={"center": [float("nan")]})), "'answer' holds a number that is not finite")
     refused("", "no record can be used")
     refused('{\n"rows": []}', "one record per line; found a dict with rows")
     refused(json.dumps(record(answer="")), "no record can be used; record 0:")

@@ -53,6 +53,12 @@ def test_arrays_and_tensors_equal_images():
         assert torch.equal(image_processor(same, return_tensors="pt")["pixel_values"], expected)
 
 
+def test_arrays_beyond_a_byte_are_refused():
+    """Catches 16-bit arrays of which the lower byte alone is seen."""
+    with pytest.raises(ValueError, match="hold uint8, or floats in .0, 1.; got uint16"):
+        VggtQwen3ImageProcessorPil(image_size=28)(np.full((28, 28, 3), 300, np.uint16))
+
+
 def test_mixed_sizes_are_refused_with_both_sizes():
     with pytest.raises(ValueError, match="14×28 and 28×28.*mode='pad'"):
         VggtQwen3ImageProcessorPil(image_size=28)([Image.new("RGB", (28, 28)), Image.new("RGB", (28, 14))])

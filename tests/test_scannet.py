@@ -9,8 +9,9 @@ import pytest
 from scannet_dump import AXIS_ALIGNMENT, DEPTH_INTRINSICS, INTRINSICS, SIZE, camera_to_world, write_scan
 
 from data_scripts.frames import depth_histogram
+from data_scripts.pictures import plain_picture
 from data_scripts.scannet import Scan, open_scan
-from data_scripts.views import UnreadableFileError, read_picture, spread
+from data_scripts.views import UnreadableFileError, spread
 
 
 def read_all(folder):
@@ -171,11 +172,11 @@ def test_truncated_picture(tmp_path, extension):
     path = tmp_path / f"picture.{extension}"
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     PIL.Image.fromarray(noise).save(path)
-    content, size = read_picture(path)
+    content, size = plain_picture(path.read_bytes(), path)
     assert content == path.read_bytes() and size == (64, 64)
     path.write_bytes(content[:-200])
     with pytest.raises(UnreadableFileError, match="not a readable picture"):
-        read_picture(path)
+        plain_picture(path.read_bytes(), path)
 
 
 def test_uniform_views_are_evenly_spaced():

@@ -139,7 +139,9 @@ def test_jpegs_are_decoded_no_larger_than_needed(checkpoint, tmp_path):
     )
     assert torch.equal(evaluated["intrinsics"][0, :2], batches[0]["intrinsics"][0, :2])
     broken = write_photo_repo(tmp_path / "toy_broken", [pictures[0][:2000]])
-    with pytest.raises(ValueError, match="toy_broken, scene scene0000_00, view 0: image file is truncated"):
+    with pytest.raises(
+        ValueError, match="toy_broken, scene scene0000_00, view 0: not a readable picture .image file is truncated"
+    ):
         SceneDataset(str(broken), "train", image_processor=processor.image_processor).scene_inputs(0)
 
 

@@ -91,7 +91,7 @@ def in_view(box: Box, view: StoredView) -> Box:
 
 
 def _rng(seed: int, scene_id: str, what: str) -> np.random.Generator:
-    digest = hashlib.sha256(f"{seed} {scene_id} {what}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {scene_id} {what}".encode("utf-8", "surrogatepass")).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 

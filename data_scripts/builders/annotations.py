@@ -9,12 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..json_text import JSONError, parse_json, read_json_text
+from ..plain import plain
+from ..schema import check_question
+
 
 SPLIT_WORDS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
 class InputError(ValueError):
-    """The given files cannot be prepared; the message is one line that says what to change."""
+    """The given files cannot be prepared; the message is one line that says what to change, and may quote what they hold."""
+
+    def __init__(self, message: str):
+        super().__init__(plain(message, 1000))
 
 
 @dataclass
@@ -57,9 +64,11 @@ class Annotations:
 
 
 def qa_row(scene_id: str, question_id: str, question: str, answers: list[str], task: str, **optional) -> dict:
-    """A row of `qa` without the fields that are null or empty."""
+    """A row of `qa` without the fields that are null or empty; raises `SchemaError` if it cannot be stored."""
     row = {"scene_id": scene_id, "question_id": question_id, "question": question, "answers": answers, "task": task}
-    return row | {name: value for name, value in optional.items() if value not in (None, [])}
+    row |= {name: value for name, value in optional.items() if value not in (None, [])}
+    check_question(row)
+    return row
 
 
 def group_by_scene(rows: Iterable[dict]) -> list[SceneInput]:
@@ -73,40 +82,18 @@ def group_by_scene(rows: Iterable[dict]) -> list[SceneInput]:
 def load_json(path: Path) -> Any:
     """Parses a JSON file; raises `InputError` naming it if it is missing or no JSON."""
     try:
-        with open(path, encoding="utf-8-sig") as stream:
-            return json.load(stream)
+        return parse_json(read_json_text(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except JSONError as error:
         raise InputError(f"{path}: not a JSON file ({error})") from None
 
 
-def check_rows(path: Path, rows: Any, what: str, keys: dict[str, type | tuple[type, ...]]) -> list[dict]:
-    """Checks that `rows` is a non-empty list of objects that have `keys`, each of the type given.
-
-    Raises:
-        InputError: names the file, the index of the row and the key that is missing or of another type.
-    """
+def list_of_rows(path: Path, rows: Any, what: str) -> list:
+    """`rows`, which was read from `path`, if it is a list that is not empty; raises `InputError` that says it should be `what`."""
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{path}: expected {what}, found {describe(rows)}")
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise InputError(f"{path}: row {index} is {describe(row)}, expected an object")
-        for key, kind in keys.items():
-            if key not in row:
-                raise InputError(f"{path}: row {index} has no '{key}'")
-            if not isinstance(row[key], kind) or isinstance(row[key], bool):
-                expected = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-                raise InputError(f"{path}: row {index}: '{key}' is {describe(row[key])}, expected {expected}")
     return rows
-
-
-def check_items(path: Path, index: int, row: dict, key: str, kind: type) -> list:
-    """The list `row[key]` (empty if absent), after checking the type of its items; raises `InputError`."""
-    items = row.get(key, [])
-    if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
-        raise InputError(f"{path}: row {index}: '{key}' is not a list of {kind.__name__}")
-    return items
 
 
 def check_question_ids(where: str, rows: Iterable[dict]) -> None:
@@ -149,13 +136,12 @@ __all__ = [
     "Annotations",
     "InputError",
     "SceneInput",
-    "check_items",
     "check_question_ids",
-    "check_rows",
     "compare_with_official",
     "describe",
     "group_by_scene",
     "load_json",
+    "list_of_rows",
     "one_file_per_split",
     "qa_row",
     "split_of_name",

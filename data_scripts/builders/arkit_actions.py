@@ -9,6 +9,8 @@ import numpy as np
 
 from ..arkitscenes import WITHOUT_3DOD, find_scans, open_scan
 from ..boxes import Box
+from ..paths import resolve_inside
+from ..plain import plain
 from ..roomplan import read_captured_room
 from ..views import UnreadableFileError
 from .action_questions import questions
@@ -88,7 +90,7 @@ class ArkitActions(PreparationBuilder):
                 first = min(exports - found.keys())
                 count = len(exports - found.keys())
                 notes.append(
-                    f"{count} RoomPlan exports are of no scan, and have no pictures: skipped; the first: {first}"
+                    f"{count} RoomPlan exports are of no scan, and have no pictures: skipped; the first: {plain(first)}"
                 )
         scenes: dict[str, list[SceneInput]] = {}
         for video_id, place in found.items():
@@ -156,7 +158,7 @@ def orient(box: Box, camera: np.ndarray, has_front: bool) -> Box:
 def _export(sources: Sources, video_id: str) -> Path | None:
     if sources.roomplan_root is None:
         return None
-    path = sources.roomplan_root / f"{video_id}.json"
+    path = resolve_inside(sources.roomplan_root, f"{video_id}.json", nested=False)
     return path if path.is_file() else None
 
 

@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 
 from datasets import BuilderConfig, DatasetInfo, GeneratorBasedBuilder, SplitGenerator
 
-from ..schema import EMPTY_QUESTION, FEATURES
+from ..schema import EMPTY_QUESTION, FEATURES, check_question, check_scene
 from .annotations import Annotations, SceneInput
+from .left_out import check_new
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,14 @@ class PreparedScene:
     questions: list[dict]
     remarks: list[Remark] = field(default_factory=list)
 
+    def check(self) -> None:
+        """Raises `SchemaError` or `BadRecordError` if the scene cannot be written as it is."""
+        check_scene(self.images, self.frame_ids, self.geometry)
+        seen: dict[str, int] = {}
+        for number, row in enumerate(self.questions):
+            check_question(row)
+            check_new("question_id", row["question_id"], seen, number)
+
     def to_bytes(self) -> bytes:
         """One line of JSON, then the pictures."""
         header = {**vars(self), "images": [len(image) for image in self.images]}
@@ -173,7 +182,7 @@ class PreparationBuilder(GeneratorBasedBuilder):
     @classmethod
     @abstractmethod
     def read_scene(cls, sources: Sources, options: Options, scene: SceneInput) -> PreparedScene:
-        """Reads a scene; raises `UnreadableFileError` if it cannot be used."""
+        """Reads a scene; raises `UnreadableFileError` if it cannot be used. Whatever else it raises leaves out the scene, too."""
 
     def _info(self) -> DatasetInfo:
         return DatasetInfo(features=FEATURES[self.config.name])

@@ -7,14 +7,17 @@ with the pictures in `<split>/png`. Source of the format: https://github.com/vis
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..paths import resolve_inside
 from .annotations import qa_row
+from .left_out import BadRecordError, LeftOut, check_record
 from .parquet_pictures import HubTable, read_rows
-from .picture_questions import BadRecordError, LeftOut, PictureQuestion, check_record
-from .pictures import is_safe
+from .picture_questions import PictureQuestion
+from .pictures import check_picture
 
 
 KEYS = {"imgname": str, "query": str, "label": (str, int, float)}
@@ -30,37 +33,38 @@ def read_chartqa(
         numbers: how many questions a picture has had.
     """
     for number, record in enumerate(records):
-        try:
+        rows = []
+        with left_out.guard(number):
             check_record(record, KEYS)
-            name, label = record["imgname"], str(record["label"])
-            if not is_safe(name):
-                raise BadRecordError(f"the picture {name!r} is not a path under the image root")
-            if not label.strip():
+            name, label = check_picture(record["imgname"]), record["label"]
+            if isinstance(label, float) and not math.isfinite(label):
+                raise BadRecordError("'label' is no finite number")
+            if not str(label).strip():
                 raise BadRecordError("'label' is empty")
-        except BadRecordError as error:
-            left_out.fault(str(error), number)
-            continue
-        in_split = f"{split}/png/{name}"
-        image = in_split if (root / in_split).is_file() else f"png/{name}"
-        yield PictureQuestion(_row(image, name, record["query"], [label], numbers))
+            in_split, other = f"{split}/png/{name}", f"png/{name}"
+            image = in_split if resolve_inside(root, in_split).is_file() else other
+            rows.append(_row(image, name, record["query"], [str(label)], numbers))
+        yield from map(PictureQuestion, rows)
 
 
 def read_chartqa_table(path: Path, split: str, left_out: LeftOut, numbers: Counter) -> Iterator[PictureQuestion]:
     """The questions of a Parquet file of the Hub. Its pictures have no names: equal ones of a split are one, `<split>/<digest>`."""
     for number, record in enumerate(read_rows(path, CHARTQA_TABLE, pictures=True)):
-        labels = [label for label in record["label"] or [] if label and label.strip()]
-        content = (record["image"] or {}).get("bytes")
-        if not content or not record["query"] or not labels:
-            left_out.fault("'image', 'query' or 'label' is empty", number)
-            continue
-        name = hashlib.sha256(content).hexdigest()[:20]
-        yield PictureQuestion(_row(f"{split}/{name}", name, record["query"], labels, numbers), number)
+        rows = []
+        with left_out.guard(number):
+            labels = [label for label in record["label"] or [] if label and label.strip()]
+            content = (record["image"] or {}).get("bytes")
+            if not content or not record["query"] or not labels:
+                raise BadRecordError("'image', 'query' or 'label' is empty")
+            name = hashlib.sha256(content).hexdigest()[:20]
+            rows.append(_row(f"{split}/{name}", name, record["query"], labels, numbers))
+        yield from (PictureQuestion(row, number) for row in rows)
 
 
 def _row(image: str, name: str, question: str, answers: list[str], numbers: Counter) -> dict:
-    question_id = f"{name}-{numbers[image]}"
+    row = qa_row(image, f"{name}-{numbers[image]}", question, answers, task="chartqa")
     numbers[image] += 1
-    return qa_row(image, question_id, question, answers, task="chartqa")
+    return row
 
 
 __all__ = ["CHARTQA_TABLE", "read_chartqa", "read_chartqa_table"]

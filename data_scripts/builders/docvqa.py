@@ -9,10 +9,12 @@ Source of the format: https://rrc.cvc.uab.es/?ch=17 (Single Page Document VQA).
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from ..paths import resolve_inside
 from .annotations import qa_row
+from .left_out import LeftOut, check_new, check_record, check_texts
 from .parquet_pictures import HubTable, read_rows
-from .picture_questions import BadRecordError, LeftOut, PictureQuestion, check_record, check_texts
-from .pictures import is_safe
+from .picture_questions import PictureQuestion
+from .pictures import check_picture
 
 
 KEYS = {"questionId": (str, int), "question": str, "image": str}
@@ -32,37 +34,38 @@ DOCVQA_TABLE = HubTable(
 def read_docvqa(records: list, split: str, root: Path, left_out: LeftOut) -> Iterator[PictureQuestion]:
     """The questions of the official JSON. A picture is looked for under the image root, in its folder of the split's name, and
     without `documents/` (the official folder is `spdocvqa_images`)."""
+    seen: dict[str, int] = {}
     for number, record in enumerate(records):
-        try:
+        rows = []
+        with left_out.guard(number):
             check_record(record, KEYS)
-            if not is_safe(record["image"]):
-                raise BadRecordError(f"the picture {record['image']!r} is not a path under the image root")
+            image = check_picture(record["image"])
             answers = check_texts(record, "answers")
-        except BadRecordError as error:
-            left_out.fault(str(error), number)
-            continue
-        if not answers and split != "test":
-            left_out.skip("no answer", number)
-            continue
-        yield PictureQuestion(_row(_find(root, split, record["image"]), record, answers))
+            if not answers and split != "test":
+                left_out.skip("no answer", number)
+                continue
+            check_new("questionId", str(record["questionId"]), seen, number)
+            rows.append(_row(_find(root, split, image), record, answers))
+        yield from map(PictureQuestion, rows)
 
 
 def read_docvqa_table(path: Path, split: str, left_out: LeftOut) -> Iterator[PictureQuestion]:
     """The questions of a Parquet file of the Hub; a page is named as in the JSON. No picture is read."""
+    seen: dict[str, int] = {}
     for number, record in enumerate(read_rows(path, DOCVQA_TABLE, pictures=False)):
-        try:
+        rows = []
+        with left_out.guard(number):
             check_record(
                 record, {"questionId": str, "question": str, "ucsf_document_id": str, "ucsf_document_page_no": str}
             )
-        except BadRecordError as error:
-            left_out.fault(str(error), number)
-            continue
-        answers = [answer for answer in record["answers"] or [] if answer and answer.strip()]
-        if not answers and split != "test":
-            left_out.skip("no answer", number)
-            continue
-        page = f"documents/{record['ucsf_document_id']}_{record['ucsf_document_page_no']}.png"
-        yield PictureQuestion(_row(page, record, answers), number)
+            answers = [answer for answer in record["answers"] or [] if answer and answer.strip()]
+            if not answers and split != "test":
+                left_out.skip("no answer", number)
+                continue
+            check_new("questionId", record["questionId"], seen, number)
+            page = f"documents/{record['ucsf_document_id']}_{record['ucsf_document_page_no']}.png"
+            rows.append(_row(check_picture(page), record, answers))
+        yield from (PictureQuestion(row, number) for row in rows)
 
 
 def _row(page: str, record: dict, answers: list[str]) -> dict:
@@ -71,7 +74,7 @@ def _row(page: str, record: dict, answers: list[str]) -> dict:
 
 def _find(root: Path, split: str, image: str) -> str:
     candidates = (image, f"{split}/{image}", PurePosixPath(image).name)
-    return next((candidate for candidate in candidates if (root / candidate).is_file()), image)
+    return next((candidate for candidate in candidates if resolve_inside(root, candidate).is_file()), image)
 
 
 __all__ = ["DOCVQA_TABLE", "read_docvqa", "read_docvqa_table"]

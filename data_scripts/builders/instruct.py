@@ -6,15 +6,17 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..paths import resolve_inside
 from ..views import UnreadableFileError
-from .annotations import Annotations, InputError, SceneInput, describe, load_json, split_of_name
+from .annotations import Annotations, InputError, SceneInput, list_of_rows, load_json, split_of_name
 from .base import Options, PreparationBuilder, PreparedScene, Sources
 from .chartqa import CHARTQA_TABLE, read_chartqa, read_chartqa_table
 from .docvqa import DOCVQA_TABLE, read_docvqa, read_docvqa_table
+from .left_out import LeftOut
 from .llava import read_llava
 from .parquet_pictures import find_table, read_picture_of_row
-from .picture_questions import LeftOut, PictureQuestion
-from .pictures import read_stored, safe_path, stored
+from .picture_questions import PictureQuestion
+from .pictures import read_stored, stored
 
 
 class Instruct(PreparationBuilder):
@@ -100,14 +102,14 @@ class Instruct(PreparationBuilder):
         if scene.details is not None:
             yield sources.annotations[scene.details[0]]
             return
-        path = sources.image_root / scene.scene_id
+        path = resolve_inside(sources.image_root, scene.scene_id)
         if path.is_file():
             yield path
 
     @classmethod
     def read_scene(cls, sources: Sources, options: Options, scene: SceneInput) -> PreparedScene:
         if scene.details is None:
-            content = read_stored(sources.image_root / scene.scene_id, options.image_size)[0]
+            content = read_stored(resolve_inside(sources.image_root, scene.scene_id), options.image_size)[0]
         else:
             file, row = scene.details
             path = sources.annotations[file]
@@ -154,15 +156,13 @@ def _read_file(
     content = load_json(path)
     documents = isinstance(content, dict) and "data" in content
     records = content["data"] if documents else content
-    if not isinstance(records, list) or not records:
-        what = "a list under 'data'" if documents else "a list of records"
-        raise InputError(f"{path}: expected {what}, found {describe(records)}")
+    list_of_rows(path, records, "a list under 'data'" if documents else "a list of records")
     if documents:
         yield from read_docvqa(records, split, root, left_out)
-    elif isinstance(records[0], dict) and "imgname" in records[0]:
+    elif 2 * sum(isinstance(record, dict) and "imgname" in record for record in records) >= len(records):
         yield from read_chartqa(records, split, root, left_out, Counter())
     else:
         yield from read_llava(records, left_out)
 
 
-__all__ = ["Instruct", "is_table", "read_stored", "safe_path"]
+__all__ = ["Instruct", "is_table"]

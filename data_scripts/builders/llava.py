@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from .annotations import qa_row
-from .picture_questions import BadRecordError, LeftOut, PictureQuestion, check_record
-from .pictures import is_safe
+from .left_out import BadRecordError, LeftOut, check_record
+from .picture_questions import PictureQuestion
+from .pictures import check_picture
 
 
 IMAGE_MARKER = "<image>"
@@ -26,7 +27,8 @@ def read_llava(records: list, left_out: LeftOut) -> Iterator[PictureQuestion]:
     """
     turns: Counter = Counter()
     for number, record in enumerate(records):
-        try:
+        rows = []
+        with left_out.guard(number):
             check_record(record, KEYS)
             image = record.get("image")
             if isinstance(image, list) and len(image) == 1:
@@ -37,17 +39,15 @@ def read_llava(records: list, left_out: LeftOut) -> Iterator[PictureQuestion]:
             if isinstance(image, list):
                 left_out.skip("several pictures", number)
                 continue
-            if not is_safe(image):
-                raise BadRecordError(f"the picture {image!r} is not a path under the image root")
-            pairs = _turn_pairs(record["conversations"])
-        except BadRecordError as error:
-            left_out.fault(str(error), number)
-            continue
-        record_id = str(record["id"])
-        for question, answer in pairs:
-            question_id = f"{record_id}-{turns[record_id]}"
-            turns[record_id] += 1
-            yield PictureQuestion(qa_row(image, question_id, question, [answer], task="instruct"))
+            check_picture(image)
+            record_id = str(record["id"])
+            pairs = enumerate(_turn_pairs(record["conversations"]), start=turns[record_id])
+            rows = [
+                qa_row(image, f"{record_id}-{turn}", question, [answer], task="instruct")
+                for turn, (question, answer) in pairs
+            ]
+            turns[record_id] += len(rows)
+        yield from map(PictureQuestion, rows)
 
 
 def _turn_pairs(turns: list) -> list[tuple[str, str]]:

@@ -14,6 +14,10 @@ from .annotations import InputError
 
 
 ROWS_PER_BATCH = 64  # with their pictures in memory
+ROWS_PER_READ = 8  # of pictures, until their size is looked at
+# Pictures are compressed already: what unpacks to more than so many times its file, or to more than a small group, is a bomb.
+MAX_EXPANSION = 10
+SMALL_GROUP = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -57,22 +61,41 @@ def kind_of(column: pyarrow.DataType) -> str:
     if (types.is_list(column) or types.is_large_list(column)) and kind_of(column.value_type) == "string":
         return "strings"
     if types.is_struct(column) and column.get_field_index("bytes") >= 0:
-        return "image"
+        content = column.field("bytes").type
+        if types.is_binary(content) or types.is_large_binary(content):
+            return "image"
     return str(column)
 
 
 def read_rows(path: Path, table: HubTable, pictures: bool) -> Iterator[dict]:
-    """The rows of a Parquet file, in order; without `pictures` those stay unread, and the column "image" is left out.
+    """The rows of a Parquet file, in order; without `pictures` those stay unread, and the column "image" is left out. Bytes of a
+    text that are not UTF-8 become halves of surrogate pairs, which cannot be stored: they spoil one row, not all.
 
     Raises:
         InputError: the file is cut short or damaged.
     """
-    columns = [name for name, kind in table.columns.items() if kind != "image" or pictures]
+    kinds = {name: kind for name, kind in table.columns.items() if kind != "image" or pictures}
+    columns = [f"{name}.bytes" if kind == "image" else name for name, kind in kinds.items()]
     try:
         for batch in _open(*_key(path)).iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
-            yield from batch.to_pylist()
+            values = (_values(batch.column(name), kind) for name, kind in kinds.items())
+            yield from (dict(zip(kinds, row)) for row in zip(*values))
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path}: cut short or damaged ({' '.join(str(error).split())})") from None
+
+
+def _values(column: pyarrow.Array, kind: str) -> list:
+    """A column as Python has it, whatever bytes its texts hold."""
+    if kind == "image":
+        return column.to_pylist()
+    if kind == "string":
+        return [_text(content) for content in column.cast(pyarrow.large_binary()).to_pylist()]
+    lists = column.cast(pyarrow.large_list(pyarrow.large_binary())).to_pylist()
+    return [None if contents is None else [_text(content) for content in contents] for contents in lists]
+
+
+def _text(content: bytes | None) -> str | None:
+    return None if content is None else content.decode("utf-8", errors="surrogateescape")
 
 
 def read_picture_of_row(path: Path, row: int) -> bytes | None:
@@ -105,12 +128,28 @@ def _open(path: str, time: int) -> pyarrow.parquet.ParquetFile:
 
 @lru_cache(maxsize=1)  # scenes are read in the order of the rows
 def _pictures_of_group(path: str, time: int, group: int) -> pyarrow.ChunkedArray:
-    """`[rows of the group]` encoded pictures."""
+    """`[rows of the group]` encoded pictures.
+
+    Raises:
+        UnreadableFileError: the file is cut short or damaged, or the group unpacks to more than pictures can.
+    """
+    limit = max(SMALL_GROUP, MAX_EXPANSION * Path(path).stat().st_size)
+    too_large = UnreadableFileError(path, f"the pictures of row group {group} unpack to more than {limit >> 20} MiB")
+    chunks, size = [], 0
     try:
-        column = _open(path, time).read_row_group(group, columns=["image.bytes"]).column("image")
+        file = _open(path, time)
+        columns = map(file.metadata.row_group(group).column, range(file.metadata.num_columns))
+        if sum(column.total_uncompressed_size for column in columns if column.path_in_schema == "image.bytes") > limit:
+            raise too_large
+        # Pages that repeat one picture for many rows come to more than the file states.
+        for batch in file.iter_batches(ROWS_PER_READ, row_groups=[group], columns=["image.bytes"]):
+            size += batch.nbytes
+            if size > limit:
+                raise too_large
+            chunks.append(batch.column("image").field("bytes"))
     except (OSError, pyarrow.ArrowException) as error:
         raise UnreadableFileError(path, f"cut short or damaged ({' '.join(str(error).split())})") from None
-    return pyarrow.chunked_array([chunk.field("bytes") for chunk in column.chunks])
+    return pyarrow.chunked_array(chunks)
 
 
 __all__ = ["HubTable", "find_table", "kind_of", "read_picture_of_row", "read_rows"]

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Single pictures, as files under an image root or as bytes of a Parquet file, and as they are stored."""
 
-import io
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import PIL.Image
-import PIL.ImageOps
-
-from ..frames import decode_picture
-from ..views import picture_size, read_bytes
-from .annotations import InputError
+from ..paths import path_fault
+from ..pictures import decode_picture, open_picture, plain_picture
+from ..views import read_bytes
+from .left_out import BadRecordError
 from .scans import encode, shrink
 
 
@@ -21,36 +18,30 @@ def read_stored(path: Path, image_size: int | None) -> tuple[bytes, tuple[int, i
 def stored(
     content: bytes, where: str | Path, image_size: int | None
 ) -> tuple[bytes, tuple[int, int], tuple[int, int]]:
-    """An encoded picture as it is stored: its own bytes unless it has to be made smaller.
+    """An encoded picture as it is stored: its own bytes unless it has to be made smaller or is not plain, see `plain_picture`.
 
     Returns:
-        the encoded picture, and (width, height) in pixels of the picture as it was and as it is stored.
+        the encoded picture, and (width, height) in pixels of the picture as it was, upright, and as it is stored.
 
     Raises:
         UnreadableFileError: it is no picture, or cut short; the error names `where`.
     """
-    size = picture_size(content, where)
-    if image_size is None or max(size) <= image_size:
-        return content, size, size
-    decode_picture(content, where)  # raises if its pixels do not decode
-    with PIL.Image.open(io.BytesIO(content)) as picture:
-        upright = PIL.ImageOps.exif_transpose(picture)  # the tag that says how to turn it is not stored
-    image = shrink(upright, image_size)
-    return encode(image), upright.size, image.size
+    with open_picture(content, where) as picture:
+        longest = max(picture.size)
+    if image_size is not None and longest > image_size:
+        whole = decode_picture(content, where)
+        image = shrink(whole, image_size)
+        return encode(image), whole.size, image.size
+    content, size = plain_picture(content, where)
+    return content, size, size
 
 
-def is_safe(image: object) -> bool:
-    """Whether `image` is a relative path that stays under the image root."""
-    return (
-        isinstance(image, str) and bool(image) and not image.startswith("/") and ".." not in PurePosixPath(image).parts
-    )
-
-
-def safe_path(where: str, image: object) -> str:
-    """`image`, if `is_safe`; raises `InputError`."""
-    if not is_safe(image):
-        raise InputError(f"{where}: the picture {image!r} is not a path under the image root")
+def check_picture(image: object) -> str:
+    """`image`, if it is a path under the image root; raises `BadRecordError`."""
+    fault = path_fault(image)
+    if fault is not None:
+        raise BadRecordError(f"the picture {image!r} is not a path under the image root: {fault}")
     return image
 
 
-__all__ = ["is_safe", "read_stored", "safe_path", "stored"]
+__all__ = ["check_picture", "read_stored", "stored"]

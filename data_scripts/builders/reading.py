@@ -2,7 +2,8 @@
 """Reads the scenes of a dataset, in several processes, into a folder from which an interrupted preparation goes on.
 
 The folder holds one file per scene, named after everything the scene was read from: what is found there is neither stale
-nor half written. At no time are more than a few scenes in memory.
+nor half written. At no time are more than a few scenes in memory. A scene that cannot be read, whatever its files hold, is left
+out and named (`builders.left_out`); what goes wrong with the folder is an error.
 """
 
 import hashlib
@@ -19,10 +20,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..paths import UnsafePathError
+from ..plain import plain
 from ..schema import SCHEMA_VERSION
 from ..views import UnreadableFileError
 from .annotations import InputError, SceneInput
 from .base import Options, PreparationBuilder, PreparedScene, Remark, Sources
+from .left_out import reason_of
 
 
 TASKS_PER_WORKER = 4  # that wait or run; their questions are what is in memory
@@ -57,7 +61,10 @@ def scene_digest(
 
     Of the raw files, which may be terabytes, it takes names, sizes and times.
     """
-    files = list(builder_class.scene_files(sources, scene))
+    try:
+        files = list(builder_class.scene_files(sources, scene))
+    except (OSError, UnsafePathError) as error:
+        return hashlib.sha256(repr([scene.scene_id, str(error)]).encode("utf-8", "surrogatepass")).hexdigest()
     if not files:
         return None
     used = {name: value for name, value in asdict(options).items() if name in builder_class.OPTIONS}
@@ -69,7 +76,8 @@ def scene_digest(
         except OSError:
             continue  # reading the scene says so
         times = "" if path.is_dir() else f" {status.st_size} {status.st_mtime_ns}"
-        digest.update(f"\n{relative_path(path, sources)}{times}".encode())
+        # A file's name need not be UTF-8.
+        digest.update(f"\n{relative_path(path, sources)}{times}".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -128,13 +136,13 @@ def read_scenes(
                 entry["scenes"] += 1
                 if order[scene_id] <= firsts.get(remark.kind, len(order)):  # not the one that was ready first
                     firsts[remark.kind] = order[scene_id]
-                    entry["first"] = f"{scene_id} ({remark.example})"
+                    entry["first"] = plain(f"{scene_id} ({remark.example})")
     reading.left_out.sort(key=lambda failure: order[failure["scene_id"]])
     return reading
 
 
 def describe_failure(failure: dict[str, str]) -> str:
-    return f"scene {failure['scene_id']}: {failure['file']}: {failure['reason']}"
+    return f"scene {plain(failure['scene_id'])}: {plain(failure['file'])}: {failure['reason']}"
 
 
 def _read_one(
@@ -150,10 +158,12 @@ def _read_one(
         return scene.scene_id, None, PreparedScene.read(path, pictures=False).remarks, True
     try:
         prepared = builder_class.read_scene(sources, options, scene)
-    except UnreadableFileError as error:
+        prepared.check()
+    except Exception as error:
+        reason = reason_of(error)
         # Relative: the record becomes part of the repo, which may be published.
-        file = relative_path(error.file, sources)
-        return scene.scene_id, {"scene_id": scene.scene_id, "file": file, "reason": error.reason}, [], False
+        file = relative_path(error.file, sources) if isinstance(error, UnreadableFileError) else scene.scene_id
+        return scene.scene_id, {"scene_id": scene.scene_id, "file": file, "reason": reason}, [], False
     path.parent.mkdir(exist_ok=True)
     partial_path = path.with_suffix(f".{os.getpid()}")
     partial_path.write_bytes(prepared.to_bytes())

@@ -14,19 +14,23 @@ alone. Records with the same pictures and cameras become questions about one sce
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..frames import DEPTH_BINS, is_rigid, scale_intrinsics
+from ..json_text import JSONError, check_encoding, parse_json
+from ..paths import resolve_inside
 from ..views import UnreadableFileError
 from .annotations import Annotations, InputError, SceneInput, describe, load_json, qa_row, split_of_name
 from .base import Options, PreparationBuilder, PreparedScene, Sources
-from .instruct import read_stored, safe_path
+from .left_out import BadRecordError, LeftOut
+from .pictures import check_picture, read_stored
 
 
 GEOMETRY_SHAPES = {"R": (3, 3), "t": (3,), "K": (3, 3), "depth_hist": (DEPTH_BINS,)}
@@ -53,47 +57,47 @@ class Records(PreparationBuilder):
     @classmethod
     def read_annotations(cls, sources: Sources) -> Annotations:
         """Reads the files; a file's split is the last of the words train, val and test in its name, else train. A record
-        that cannot be used (no picture, no answer, numbers of a camera that are none) is left out and counted, with the
-        first one named; so are those without a task, and without depth, which are used.
+        that cannot be used (no JSON, no picture, no answer, numbers of a camera that are none) is left out and counted, with
+        the first one named; those without a task, and without depth, are used, and counted.
 
         Raises:
             InputError: a file is no JSON, or none of its records can be used.
         """
         scenes: dict[str, dict[str, _RecordedScene]] = {}
-        named: defaultdict[str, Counter] = defaultdict(Counter)
         notes: list[str] = []
+        faults: list[str] = []
         for path in sources.records:
             split = split_of_name(path, notes)
-            faults: dict[str, list[int]] = {}
-            lacks: Counter = Counter()
-            number = -1
+            found = scenes.setdefault(split, {})
+            left_out, lacks, used = LeftOut(path, unit="record"), Counter(), 0
             for number, record in enumerate(_read(path)):
-                try:
-                    _add(scenes.setdefault(split, {}), named[split], sources.image_root, path, number, record)
+                with left_out.guard(number):
+                    if isinstance(record, _UnusableRecord):
+                        raise record
+                    _add(found, sources.image_root, path, number, record)
                     lacks.update(_lacks(record))
-                except _UnusableRecord as error:
-                    faults.setdefault(str(error), []).append(number)
-            if number < 0 or not scenes.get(split):
-                first = next((f"; record {rows[0]}: {fault}" for fault, rows in faults.items()), "")
+                    used += 1
+            fault = left_out.first_fault()
+            if not used:
+                first = "" if fault is None else f"; {fault.removeprefix(f'{path}: ')}"
                 raise InputError(f"{path}: no record can be used{first}")
-            notes += [
-                f"{path.name}: {len(rows)} records left out, the first is record {rows[0]}: {fault}"
-                for fault, rows in faults.items()
-            ]
+            faults += filter(None, [fault])
+            notes += left_out.notes()
             notes += [f"{path.name}: {count} records {what}" for what, count in sorted(lacks.items())]
         return Annotations(
             {
-                split: [SceneInput.of(*vars(scene).values()) for scene in found.values()]
+                split: [SceneInput.of(*vars(scene).values()) for scene in _named(found.values())]
                 for split, found in scenes.items()
             },
             notes,
+            faults,
         )
 
     @classmethod
     def scene_files(cls, sources: Sources, scene: SceneInput) -> Iterator[Path]:
         yield sources.image_root  # so that no scene is absent: one whose picture is missing is left out when it is read
         for image in scene.details["images"]:
-            yield sources.image_root / image
+            yield resolve_inside(sources.image_root, image)
 
     @classmethod
     def read_scene(cls, sources: Sources, options: Options, scene: SceneInput) -> PreparedScene:
@@ -104,7 +108,7 @@ class Records(PreparationBuilder):
             raise UnreadableFileError(scene.scene_id, "its records' geom_token has no depth_hist")
         images, intrinsics = [], []
         for view, image in enumerate(scene.details["images"]):
-            content, before, after = read_stored(sources.image_root / image, options.image_size)
+            content, before, after = read_stored(resolve_inside(sources.image_root, image), options.image_size)
             images.append(content)
             if geometry is not None:
                 intrinsics.append(scale_intrinsics(np.array(geometry["K"][view]), before, after).tolist())
@@ -121,23 +125,39 @@ class _RecordedScene:
     details: dict[str, Any]
 
 
-class _UnusableRecord(ValueError):
+class _UnusableRecord(BadRecordError):
     """Why a record is left out."""
 
 
+def _named(scenes: Iterable[_RecordedScene]) -> Iterator[_RecordedScene]:
+    """The scenes, those of one name but other pictures or cameras numbered: `a`, `a#2`; no two have the same name."""
+    taken: set[str] = set()
+    times: Counter = Counter()
+    for scene in scenes:
+        name = scene.scene_id
+        while scene.scene_id in taken:
+            times[name] += 1
+            scene.scene_id = f"{name}#{times[name] + 1}"
+        taken.add(scene.scene_id)
+        scene.questions = [row | {"scene_id": scene.scene_id} for row in scene.questions]
+        yield scene
+
+
 def _read(path: Path) -> Iterator[Any]:
-    """The records of a file with one JSON object per line, or of a JSON array, whatever the file's name ends in."""
+    """The records of a file with one JSON object per line, or of a JSON array, whatever the file's name ends in. A line that is no
+    JSON comes as an `_UnusableRecord`."""
     try:
-        with open(path, encoding="utf-8-sig") as stream:
-            first = next((line for line in stream if line.strip()), "")
-        if _is_line_of_records(path, first):
-            with open(path, encoding="utf-8-sig") as stream:
-                yield from _read_lines(path, stream)
+        check_encoding(path)
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
+            first, second = islice(chain((line for line in stream if line.strip()), ("", "")), 2)
+        if _is_line_of_records(path, first, is_only=not second):
+            with open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
+                yield from _read_lines(stream)
             return
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file in UTF-8 ({error.reason})") from None
+    except JSONError as error:
+        raise InputError(f"{path}: not a file of records ({error})") from None
     content = load_json(path)
     if isinstance(content, dict):
         for key in WRAPPERS:
@@ -153,42 +173,44 @@ def _read(path: Path) -> Iterator[Any]:
     yield from content
 
 
-def _is_line_of_records(path: Path, line: str) -> bool:
-    """Whether the first line of a file, which may be that of a JSON array, is a record by itself."""
+def _is_line_of_records(path: Path, line: str, is_only: bool) -> bool:
+    """Whether the first line of a file, which may be that of a JSON array, is a record by itself, or stands for one."""
+    of_lines = path.suffix.lower() == ".jsonl"
     try:
-        record = json.loads(line)
-    except ValueError:
+        record = parse_json(line)
+    except JSONError:
         # A broken line, or the first one of a document of many.
-        return path.suffix.lower() == ".jsonl" and line.strip() not in ("[", "{")
+        return of_lines and line.strip() not in ("[", "{")
+    if of_lines and not is_only:
+        return True
     if isinstance(record, dict) and any(isinstance(record.get(key), list) for key in WRAPPERS):
         return False
-    return not isinstance(record, list) and (path.suffix.lower() == ".jsonl" or "images" in record)
+    return not isinstance(record, list) and (of_lines or (isinstance(record, dict) and "images" in record))
 
 
-def _read_lines(path: Path, lines: Iterable[str]) -> Iterator[Any]:
+def _read_lines(lines: Iterable[str]) -> Iterator[Any]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}: line {number}: not JSON ({error})") from None
+                yield parse_json(line)
+            except JSONError as error:
+                yield _UnusableRecord(f"line {number}: not JSON ({error})")
 
 
-def _add(scenes: dict[str, _RecordedScene], named: Counter, root: Path, path: Path, number: int, record: Any) -> None:
-    """Adds a record's question to its scene; `named` counts the scenes that want a name. Raises `_UnusableRecord`."""
+def _add(scenes: dict[str, _RecordedScene], root: Path, path: Path, number: int, record: Any) -> None:
+    """Adds a record's question to its scene; raises `_UnusableRecord`."""
     if not isinstance(record, dict):
         raise _UnusableRecord("not an object")
     images = record.get("images")
-    if not isinstance(images, list) or not images:
+    if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
         raise _UnusableRecord("'images' is not a list of paths")
-    images = [str(image).replace("\\", "/").removeprefix(f"{root}/") for image in images]  # Windows' or not
-    images = [safe_path(f"{path}: record {number}", image) for image in images]
+    images = [image.replace("\\", "/").removeprefix(f"{root}/") for image in images]  # Windows' or not
+    images = [check_picture(image) for image in images]
     question = record.get("question", record.get("instruction"))
     if not isinstance(question, str) or not question.strip():
         raise _UnusableRecord("neither 'question' nor 'instruction' is a text")
     action, answer = record.get("action_json"), record.get("answer")
-    action = json.dumps(action, ensure_ascii=False) if isinstance(action, dict | list) else action
-    answer = json.dumps(answer, ensure_ascii=False) if isinstance(answer, dict | list) else answer
+    action, answer = _as_text("action_json", action), _as_text("answer", answer)
     answer = action if answer is None else answer
     if not isinstance(answer, str) or not answer.strip() or not isinstance(action, str | None):
         raise _UnusableRecord("neither 'answer' nor 'action_json' is a text or an object, or it is empty")
@@ -196,24 +218,32 @@ def _add(scenes: dict[str, _RecordedScene], named: Counter, root: Path, path: Pa
         raise _UnusableRecord("'task' is not a text")
     if not isinstance(record.get("situation"), str | None):
         raise _UnusableRecord("'situation' is not a text")
+    scene_id = record.get("scene_id")
+    if not isinstance(scene_id, str | int | None) or isinstance(scene_id, bool):
+        raise _UnusableRecord("'scene_id' is not a text")
     details = {"images": images, "geometry": _geometry(record.get("geom_token"), len(images))}
-    key = hashlib.sha256(json.dumps([record.get("scene_id"), details], sort_keys=True).encode()).hexdigest()[:16]
-    if key not in scenes:
-        scene_id = str(record.get("scene_id") or f"views-{key}")
-        named[scene_id] += 1
-        scenes[key] = _RecordedScene(f"{scene_id}#{named[scene_id]}" if named[scene_id] > 1 else scene_id, [], details)
-    scene = scenes[key]
-    scene.questions.append(
-        qa_row(
-            scene_id=scene.scene_id,
-            question_id=f"{path.stem}-{number}",
-            question=question,
-            answers=[answer],
-            task=record.get("task") or TASK,
-            situation=record.get("situation"),
-            action=action,
-        )
+    key = hashlib.sha256(json.dumps([scene_id, details], sort_keys=True).encode()).hexdigest()[:16]
+    name = str(scene_id or f"views-{key}")
+    row = qa_row(
+        scene_id=name,
+        question_id=f"{path.stem}-{number}",
+        question=question,
+        answers=[answer],
+        task=record.get("task") or TASK,
+        situation=record.get("situation"),
+        action=action,
     )
+    scenes.setdefault(key, _RecordedScene(name, [], details)).questions.append(row)
+
+
+def _as_text(field: str, value: Any) -> Any:
+    """The JSON of an object or a list; anything else as it is."""
+    if not isinstance(value, dict | list):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise _UnusableRecord(f"'{field}' holds a number that is not finite") from None
 
 
 def _geometry(token: Any, num_views: int) -> dict[str, list] | None:
@@ -225,7 +255,7 @@ def _geometry(token: Any, num_views: int) -> dict[str, list] | None:
     for name, shape in GEOMETRY_SHAPES.items():
         try:
             numbers = np.array(token[name], dtype=np.float64)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise _UnusableRecord(f"geom_token has no numbers '{name}'") from None
         if numbers.size != num_views * int(np.prod(shape)):
             raise _UnusableRecord(f"geom_token '{name}' does not hold {num_views} x {int(np.prod(shape))} numbers")

@@ -7,16 +7,16 @@ from pathlib import Path
 from .annotations import (
     Annotations,
     InputError,
-    check_items,
-    check_rows,
     compare_with_official,
     group_by_scene,
+    list_of_rows,
     load_json,
     one_file_per_split,
     qa_row,
 )
 from .base import Sources
-from .scans import ScanNetBuilder
+from .left_out import BadRecordError, LeftOut, check_items, check_new, check_record
+from .scans import ScanNetBuilder, check_scene_id
 
 
 FILE_NAME = re.compile(r"ScanQA_v1\.0_(train|val|test_w_obj|test_wo_obj)\.json")
@@ -47,10 +47,10 @@ class ScanQA(ScanNetBuilder):
 
     @classmethod
     def read_annotations(cls, sources: Sources) -> Annotations:
-        """Reads `ScanQA_v1.0_{train,val,test_w_obj,test_wo_obj}.json`.
+        """Reads `ScanQA_v1.0_{train,val,test_w_obj,test_wo_obj}.json`. Rows with a fault are left out, counted and named.
 
         Raises:
-            InputError: a file has another name or content, or two are for the same split.
+            InputError: a file has another name or content, none of its rows can be used, or two are for the same split.
         """
         paths = {}
         for path in sources.annotations:
@@ -58,34 +58,43 @@ class ScanQA(ScanNetBuilder):
             if name is None:
                 raise InputError(f"{path}: not named ScanQA_v1.0_{{train,val,test_w_obj,test_wo_obj}}.json")
             one_file_per_split(name[1], path, paths)
-        scenes, notes = {}, []
+        scenes, notes, faults = {}, [], []
         for split, path in paths.items():
-            scenes[split] = group_by_scene(_read_split(split, path))
+            left_out = LeftOut(path)
+            scenes[split] = group_by_scene(_read_split(split, path, left_out))
+            faults += filter(None, [left_out.first_fault()])
+            if not scenes[split]:
+                raise InputError(left_out.first_fault())
+            notes += left_out.notes()
             asked = sum(len(scene.questions) for scene in scenes[split])
             notes += compare_with_official(path.name, asked, QUESTIONS, split, "questions")
             notes += compare_with_official(path.name, len(scenes[split]), SCENES, split, "scenes")
-        return Annotations(scenes, notes)
+        return Annotations(scenes, notes, faults)
 
 
-def _read_split(split: str, path: Path) -> list[dict]:
+def _read_split(split: str, path: Path, left_out: LeftOut) -> list[dict]:
     answered = split in ("train", "val")
     keys = QUESTION_KEYS | ANSWER_KEYS if answered else QUESTION_KEYS
-    rows = []
-    for index, row in enumerate(check_rows(path, load_json(path), "a list of questions", keys)):
-        answers = check_items(path, index, row, "answers", str)
-        if answered and not any(answer.strip() for answer in answers):
-            raise InputError(f"{path}: row {index}: 'answers' is empty")
-        rows.append(
-            qa_row(
-                scene_id=row["scene_id"],
-                question_id=row["question_id"],
-                question=row["question"],
-                answers=answers,
-                task="scanqa",
-                object_ids=check_items(path, index, row, "object_ids", int),
-                object_names=check_items(path, index, row, "object_names", str),
+    rows: list[dict] = []
+    seen: dict[str, int] = {}
+    for number, row in enumerate(list_of_rows(path, load_json(path), "a list of questions")):
+        with left_out.guard(number):
+            check_record(row, keys)
+            answers = check_items(row, "answers", str)
+            if answered and not any(answer.strip() for answer in answers):
+                raise BadRecordError("'answers' is empty")
+            check_new("question_id", row["question_id"], seen, number)
+            rows.append(
+                qa_row(
+                    scene_id=check_scene_id(row["scene_id"]),
+                    question_id=row["question_id"],
+                    question=row["question"],
+                    answers=answers,
+                    task="scanqa",
+                    object_ids=check_items(row, "object_ids", int),
+                    object_names=check_items(row, "object_names", str),
+                )
             )
-        )
     return rows
 
 

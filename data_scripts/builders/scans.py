@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ..frames import Frame, SceneReader, scale_intrinsics
+from ..frames import Frame, SceneReader, View, scale_intrinsics
+from ..paths import path_fault, resolve_inside
+from ..pictures import encode_png, is_plain, open_picture, orientation_of
 from ..scannet import Scan, has_recording, open_scan
 from ..views import UnreadableFileError, select_views
 from .annotations import InputError, SceneInput
 from .base import Options, PreparationBuilder, PreparedScene, Remark, Sources
+from .left_out import BadRecordError
 
 
 JPEG_QUALITY = 92
@@ -131,7 +134,8 @@ class ScanNetBuilder(PreparationBuilder):
     @classmethod
     def scan_of(cls, sources: Sources, scene: SceneInput) -> Scan:
         folders = scan_folders(sources.scannet_root, scene.scene_id)
-        folder, *others = folders or [sources.scannet_root[0] / scene.scene_id]  # gone since it was found: an error
+        # Gone since it was found: an error.
+        folder, *others = folders or [resolve_inside(sources.scannet_root[0], scene.scene_id, nested=False)]
         return open_scan(folder, others)
 
     @classmethod
@@ -143,6 +147,14 @@ class ScanNetBuilder(PreparationBuilder):
         return prepared_scene(views, scene.questions, remarks)
 
 
+def check_scene_id(scene_id: str) -> str:
+    """`scene_id`, if it is the name of a folder under a root; raises `BadRecordError`."""
+    fault = path_fault(scene_id, nested=False)
+    if fault is not None:
+        raise BadRecordError(f"'scene_id' {scene_id!r} is not the name of a folder of scans: {fault}")
+    return scene_id
+
+
 def scan_folders(roots: tuple[Path, ...], scene_id: str) -> list[Path]:
     """The folders of a scan under all roots, the one with its recording first; empty if no root has its recording.
 
@@ -151,8 +163,10 @@ def scan_folders(roots: tuple[Path, ...], scene_id: str) -> list[Path]:
 
     Raises:
         InputError: two of the folders have a recording.
+        UnsafePathError: `scene_id` is not the name of a folder.
     """
-    folders = [root / scene_id for root in roots if (root / scene_id).is_dir()]
+    places = [resolve_inside(root, scene_id, nested=False) for root in roots]
+    folders = [folder for folder in places if folder.is_dir()]
     recordings = {folder.resolve(): folder for folder in folders if has_recording(folder)}
     if len(recordings) > 1:
         first, second, *_ = recordings.values()
@@ -193,10 +207,10 @@ def _posed_frames(scan: SceneReader, remarks: list[Remark]) -> list[Frame]:
 def _store(scan: SceneReader, frame: Frame, image_size: int | None) -> StoredView:
     view = scan.load(frame)
     image = shrink(view.image, image_size)
-    unchanged = image is view.image and view.encoded is not None
+    encoded = None if view.encoded is None else _encoded(view, scan.folder)
     return StoredView(
         frame_id=view.frame_id,
-        image=view.encoded if unchanged else encode(image),
+        image=encoded if encoded is not None and image is view.image else encode(image),
         size=image.size,
         world_to_camera=view.world_to_camera,
         intrinsics=None if view.intrinsics is None else scale_intrinsics(view.intrinsics, view.image.size, image.size),
@@ -206,6 +220,19 @@ def _store(scan: SceneReader, frame: Frame, image_size: int | None) -> StoredVie
     )
 
 
+def _encoded(view: View, folder: Path) -> bytes:
+    """A view's own bytes, or a PNG if not every reader would take them for its picture.
+
+    Raises:
+        UnreadableFileError: its EXIF data turn the picture, and nothing turns its camera.
+    """
+    with open_picture(view.encoded, folder) as picture:
+        if view.intrinsics is not None and orientation_of(picture) not in (1, None):
+            reason = f"frame {view.frame_id}: its EXIF data turn it, but not its camera; save it without them"
+            raise UnreadableFileError(folder, reason)
+        return view.encoded if is_plain(picture) else encode_png(view.image)
+
+
 def _join(lacking: Counter) -> str:
     return ", ".join(f"{count} without {what}" for what, count in lacking.items())
 
@@ -213,6 +240,7 @@ def _join(lacking: Counter) -> str:
 __all__ = [
     "ScanNetBuilder",
     "StoredView",
+    "check_scene_id",
     "encode",
     "prepared_scene",
     "read_scan",

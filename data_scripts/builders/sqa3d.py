@@ -1,27 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """SQA3D (Ma et al., ICLR 2023; https://github.com/SilongYong/SQA3D) over ScanNet scans."""
 
+import math
 import re
 from pathlib import Path
 
 import numpy as np
 
 from ..scannet import mesh_center
+from ..schema import check_question
 from ..views import UnreadableFileError
 from .annotations import (
     Annotations,
     InputError,
     SceneInput,
-    check_items,
-    check_rows,
     compare_with_official,
     group_by_scene,
+    list_of_rows,
     load_json,
     one_file_per_split,
     qa_row,
 )
 from .base import Options, PreparedScene, Remark, Sources
-from .scans import ScanNetBuilder
+from .left_out import BadRecordError, LeftOut, check_items, check_new, check_record
+from .scans import ScanNetBuilder, check_scene_id
 
 
 FILE_NAME = re.compile(r"v1_balanced_(questions|sqa_annotations)_(train|val|test)_scannetv2\.json")
@@ -69,11 +71,12 @@ class SQA3D(ScanNetBuilder):
     @classmethod
     def read_annotations(cls, sources: Sources) -> Annotations:
         """Reads `v1_balanced_questions_{split}_scannetv2.json` and
-        `v1_balanced_sqa_annotations_{split}_scannetv2.json`.
+        `v1_balanced_sqa_annotations_{split}_scannetv2.json`. Rows with a fault, and those without a partner in the other file, are
+        left out, counted and named.
 
         Raises:
             InputError: a file has another name or content, a split has only one of its two files or two of the same,
-                or questions and annotations do not match one to one.
+                or no question can be used.
         """
         questions, annotations = {}, {}
         for path in sources.annotations:
@@ -90,12 +93,17 @@ class SQA3D(ScanNetBuilder):
             if split not in annotations:
                 missing = questions[split].with_name(f"v1_balanced_sqa_annotations_{split}_scannetv2.json").name
                 raise InputError(f"{questions[split]}: its partner {missing} must be given too")
-        scenes, notes = {}, []
+        scenes, notes, faults = {}, [], []
         for split, path in questions.items():
-            scenes[split] = group_by_scene(_read_split(split, path, annotations[split]))
+            left_out = LeftOut(path), LeftOut(annotations[split])
+            scenes[split] = group_by_scene(_read_split(split, *left_out))
+            faults += [fault for file in left_out if (fault := file.first_fault())]
+            if not scenes[split]:
+                raise InputError("; ".join(fault for file in left_out if (fault := file.first_fault())))
+            notes += [note for file in left_out for note in file.notes()]
             asked = sum("-" not in row["question_id"] for scene in scenes[split] for row in scene.questions)
             notes += compare_with_official(path.name, asked, QUESTIONS, split, "questions")
-        return Annotations(scenes, notes)
+        return Annotations(scenes, notes, faults)
 
     @classmethod
     def read_scene(cls, sources: Sources, options: Options, scene: SceneInput) -> PreparedScene:
@@ -149,79 +157,79 @@ def _quaternion(rotation: np.ndarray) -> list[float]:
     return np.linalg.eigh(np.array(symmetric))[1][:, 3].tolist()
 
 
-def _read_split(split: str, question_path: Path, annotation_path: Path) -> list[dict]:
-    annotations = {}
-    for index, row in enumerate(_read_rows(annotation_path, "annotations", ANNOTATION_KEYS)):
-        if row["question_id"] in annotations:
-            raise InputError(f"{annotation_path}: row {index}: question_id {row['question_id']} occurs twice")
-        annotations[row["question_id"]] = index, row
+def _read_split(split: str, questions: LeftOut, annotations: LeftOut) -> list[dict]:
+    answered: dict[int, tuple[int, str, dict]] = {}  # question to row, scene, and what is known of it
+    seen: dict[int, int] = {}
+    for number, row in enumerate(_read_rows(annotations.path, "annotations")):
+        with annotations.guard(number):
+            check_record(row, ANNOTATION_KEYS)
+            check_new("question_id", row["question_id"], seen, number)
+            fields = {
+                "answers": _read_answers(row),
+                "position": _read_numbers(row, "position", ("x", "y", "z")),
+                "rotation": _read_numbers(row, "rotation", ("_x", "_y", "_z", "_w")),
+            }
+            check_question(fields)
+            answered[row["question_id"]] = number, check_scene_id(row["scene_id"]), fields
 
-    rows, joined = [], set()
-    for index, question in enumerate(_read_rows(question_path, "questions", QUESTION_KEYS)):
-        question_id = question["question_id"]
-        if question_id not in annotations:
-            raise InputError(
-                f"{question_path}: row {index}: question_id {question_id} has no annotation in {annotation_path.name}"
-            )
-        annotation_index, annotation = annotations[question_id]
-        joined.add(question_id)
-        if annotation["scene_id"] != question["scene_id"]:
-            raise InputError(
-                f"{question_path}: row {index}: question_id {question_id} is about {question['scene_id']} here "
-                f"but about {annotation['scene_id']} in {annotation_path.name}"
-            )
-        situations = [question["situation"]]
-        alternatives = check_items(question_path, index, question, "alternative_situation", str)
-        if split == "train":
-            situations += alternatives
-        answered = {
-            "answers": _read_answers(annotation_path, annotation_index, annotation),
-            "position": _read_numbers(annotation_path, annotation_index, annotation, "position", ("x", "y", "z")),
-            "rotation": _read_numbers(
-                annotation_path, annotation_index, annotation, "rotation", ("_x", "_y", "_z", "_w")
-            ),
-        }
-        for number, situation in enumerate(situations):
-            rows.append(
+    rows: list[dict] = []
+    seen = {}
+    for number, row in enumerate(_read_rows(questions.path, "questions")):
+        with questions.guard(number):
+            check_record(row, QUESTION_KEYS)
+            question_id = row["question_id"]
+            check_new("question_id", question_id, seen, number)
+            situations = [row["situation"]]
+            alternatives = check_items(row, "alternative_situation", str)
+            if split == "train":
+                situations += alternatives
+            if question_id not in answered:
+                raise BadRecordError(f"question_id {question_id} has no annotation in {annotations.path.name}")
+            _, scene_id, fields = answered[question_id]
+            if scene_id != check_scene_id(row["scene_id"]):
+                raise BadRecordError(
+                    f"question_id {question_id} is about {row['scene_id']} here but about {scene_id} in "
+                    f"{annotations.path.name}"
+                )
+            rows += [
                 qa_row(
-                    scene_id=question["scene_id"],
-                    question_id=f"{question_id}-{number}" if number else str(question_id),
-                    question=question["question"],
+                    scene_id=scene_id,
+                    question_id=f"{question_id}-{variant}" if variant else str(question_id),
+                    question=row["question"],
                     task="sqa3d",
                     situation=situation,
-                    **answered,
+                    **fields,
                 )
-            )
-    unasked = next((key for key in annotations if key not in joined), None)
-    if unasked is not None:
-        index = annotations[unasked][0]
-        raise InputError(
-            f"{annotation_path}: row {index}: question_id {unasked} has no question in {question_path.name}"
-        )
+                for variant, situation in enumerate(situations)
+            ]
+    for question_id, (number, _, _) in answered.items():
+        if question_id not in seen:
+            annotations.fault(f"question_id {question_id} has no question in {questions.path.name}", number)
     return rows
 
 
-def _read_rows(path: Path, key: str, keys: dict) -> list[dict]:
+def _read_rows(path: Path, key: str) -> list:
     content = load_json(path)
     if not isinstance(content, dict) or key not in content:
         raise InputError(f"{path}: expected an object with the list under '{key}'")
-    return check_rows(path, content[key], f"a list of {key}", keys)
+    return list_of_rows(path, content[key], f"a list of {key}")
 
 
-def _read_answers(path: Path, index: int, row: dict) -> list[str]:
-    answers = check_items(path, index, row, "answers", dict)
+def _read_answers(row: dict) -> list[str]:
+    answers = check_items(row, "answers", dict)
     if not answers or not all(
         isinstance(answer.get("answer"), str) and answer["answer"].strip() for answer in answers
     ):
-        raise InputError(f"{path}: row {index}: 'answers' is not a list of objects with an 'answer'")
+        raise BadRecordError("'answers' is not a list of objects with an 'answer'")
     return [answer["answer"] for answer in answers]
 
 
-def _read_numbers(path: Path, index: int, row: dict, key: str, names: tuple[str, ...]) -> list[float]:
-    for name in names:
-        if not isinstance(row[key].get(name), (int, float)) or not np.isfinite(row[key][name]):
-            raise InputError(f"{path}: row {index}: '{key}' has no number '{name}'")
-    return [float(row[key][name]) for name in names]
+def _read_numbers(row: dict, key: str, names: tuple[str, ...]) -> list[float]:
+    numbers = [row[key].get(name) for name in names]
+    for name, number in zip(names, numbers):
+        if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
+            raise BadRecordError(f"'{key}' has no finite number '{name}'")
+    return [float(number) for number in numbers]
 
 
 __all__ = ["SQA3D", "align"]

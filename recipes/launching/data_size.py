@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much there is to train on: counted in prepared repositories without decoding a picture, else the official counts."""
 
-import io
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
@@ -11,10 +10,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow.parquet
-from PIL import Image
 from transformers import AutoTokenizer
 
 from data_scripts.builders import scanqa, sqa3d
+from data_scripts.pictures import picture_size
 
 
 # Assumed where data or tokenizer are not here: tokens of a question (words times 1.3) and of its answer with its end, and
@@ -189,7 +188,7 @@ def first_scene(path: str, split: str) -> tuple[int, tuple[int, int]]:
         with pyarrow.parquet.ParquetFile(file) as opened:
             for batch in opened.iter_batches(batch_size=1, columns=["images"]):
                 images = batch.column("images")[0].as_py()
-                return len(images), Image.open(io.BytesIO(images[0]["bytes"])).size
+                return len(images), picture_size(images[0]["bytes"], f"{file}: the first picture")
     raise ValueError(f"{path} has no scenes in the split {split!r}.")
 
 

@@ -5,16 +5,17 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from data_scripts.pictures import open_picture, picture_size, to_rgb, upright_size
 from data_scripts.schema import missing_columns
+from data_scripts.views import UnreadableFileError
 from modeling_vggt_qwen3 import VggtQwen3ImageProcessorPil
 from modeling_vggt_qwen3.processing_vggt_qwen3 import (
     FARTHEST,
@@ -152,10 +153,7 @@ class SceneDataset:
         """(width, height) of a scene's views in use. Raises ValueError as `views`, if one is not a picture."""
         sizes = []
         for view, picture in enumerate(self.pictures(scene)):
-            try:
-                sizes.append(Image.open(BytesIO(picture)).size)
-            except (OSError, UnidentifiedImageError, TypeError) as error:
-                raise ValueError(f"{self.path}, scene {self.scene_ids[scene]}, view {view}: {error}") from error
+            sizes.append(picture_size(picture, f"{self.path}, scene {self.scene_ids[scene]}, view {view}"))
         return sizes
 
     def scene_inputs(self, scene: int, entry: StoreEntry | None = None, keep: list[int] | None = None) -> dict:
@@ -201,20 +199,22 @@ class SceneDataset:
         return images, geometry
 
     def _decode(self, scene: int, keep: list[int] | None, image_processor) -> tuple[list, list, dict | None]:
-        """Images, sizes (width, height) as stored, and geometry, as `views`; the images decoded for `image_processor`."""
+        """Images, sizes (width, height) as stored, upright, and geometry, as `views`; the images decoded for `image_processor`."""
         row = self.scenes[scene]
         views = self.views_in_use(len(row["images"]))
         views = views if keep is None else [views[position] for position in keep]
         images, sizes = [], []
         for view in views:
+            where = f"{self.path}, scene {row['scene_id']}, view {view}"
             try:
-                image = Image.open(BytesIO(row["images"][view]["bytes"]))
-                sizes.append(image.size)
-                if image_processor is not None:
-                    decode_for(image, image_processor)
-                images.append(image.convert("RGB"))
-            except (OSError, UnidentifiedImageError, TypeError) as error:
-                raise UnreadablePictureError(f"{self.path}, scene {row['scene_id']}, view {view}: {error}") from error
+                with open_picture(row["images"][view]["bytes"], where) as image:
+                    sizes.append(upright_size(image))
+                    if image_processor is not None:
+                        decode_for(image, image_processor)
+                    images.append(to_rgb(image))
+            except UnreadableFileError as error:
+                # A data loader's process cannot hand that one on: it has two arguments.
+                raise UnreadablePictureError(str(error)) from None
         return images, sizes, None if row["geometry"] is None else geometry_of(row["geometry"], views)
 
     def questions(self, rows: Sequence[int]) -> list[dict]:
@@ -284,12 +284,12 @@ def decode_for(image: Image.Image, image_processor: VggtQwen3ImageProcessorPil):
     """
     if image.format != "JPEG":
         return
-    width, height = image.size
+    width, height = upright_size(image)
     new_height, new_width = image_processor.get_resize(height, width)[:2]
     for scale in (8, 4, 2):
         divides = width % scale == 0 and height % scale == 0
         if divides and width // scale >= new_width and height // scale >= new_height:
-            image.draft("RGB", (width // scale, height // scale))
+            image.draft("RGB", (image.width // scale, image.height // scale))
             return
 
 
