@@ -106,6 +106,8 @@ class VggtQwen3Trainer(ResumableTrainer):
         data_arguments (`DataArguments`): Mixing weights, blindness, number of evaluation questions.
         eval_sources (`list[SceneDataset]`): What evaluations answer.
         loss_weights (`dict[str, float]`, *optional*): Weights of a model's `losses`, each of which is logged apart.
+
+    `train` raises [`NonFiniteError`] at the first step whose loss or gradient is not finite, on all processes.
     """
 
     def __init__(
