@@ -27,7 +27,7 @@ INSTALL_REQUIRES = [
 
 # `recipes/cli.py` says which command needs which.
 EXTRAS_REQUIRE = {
-    "data": ["datasets>=4.8,<6", "plyfile>=1.1", "pyarrow>=21.0", "pyyaml>=6.0.2", "tqdm>=4.67.1"],
+    "data": ["datasets>=4.8,<6", "pyarrow>=21.0", "pyyaml>=6.0.2", "tqdm>=4.67.1"],
     "train": [
         "vggt-qwen3[data]",
         "accelerate>=1.12,<2",

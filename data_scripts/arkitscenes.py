@@ -17,6 +17,7 @@ Source: https://github.com/apple/ARKitScenes (DATA.md and threedod/benchmark_scr
 
 import csv
 import io
+import math
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,8 +30,9 @@ import PIL.Image
 from .arkitscenes_boxes import ARKITSCENES_LABELS, read_annotation
 from .boxes import Box
 from .frames import Frame, View, check_intrinsics, decode_picture, read_depth, scale_intrinsics
+from .limits import MAX_CAMERA_BYTES, MAX_JSON_BYTES, describe_size_fault
 from .paths import resolve_inside
-from .trajectory import Trajectory, read_numbers
+from .trajectory import LATEST_TIME, Trajectory, read_numbers
 from .views import UnreadableFileError, read_bytes
 
 
@@ -204,10 +206,12 @@ class Scan:
     def _sensor_intrinsics(self, frame: Frame, size: tuple[int, int]) -> np.ndarray:
         """`[3, 3]` of a picture of `size` (width, height) before it is turned."""
         path = self._intrinsics.at(frame.timestamp)
-        numbers = read_numbers(path, read_bytes(path).decode("utf-8", errors="replace"), 6, "width height fx fy cx cy")
+        text = read_bytes(path, MAX_CAMERA_BYTES).decode("utf-8", errors="replace")
+        numbers = read_numbers(path, text, 6, "width height fx fy cx cy")
         width, height, fx, fy, cx, cy = numbers
-        if not (width > 0 and height > 0):
-            raise UnreadableFileError(path, "its width and height are not positive")
+        fault = describe_size_fault(width, height)
+        if fault is not None:
+            raise UnreadableFileError(path, f"its width and height are {fault}")
         intrinsics = check_intrinsics(path, np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]))
         return scale_intrinsics(intrinsics, (width, height), size)
 
@@ -230,7 +234,7 @@ def read_sky_directions(root: Path) -> dict[str, str]:
     Videos whose entry is empty or something else ("NA") are left out, as is everything where there is no such file.
 
     Raises:
-        UnreadableFileError: the file has no columns `video_id` and `sky_direction`.
+        UnreadableFileError: the file has no columns `video_id` and `sky_direction`, or is no CSV file.
     """
     directions = {}
     for path in (root / "metadata.csv", root / "raw" / "metadata.csv", root / "3dod" / "metadata.csv"):
@@ -256,15 +260,18 @@ def open_scan(root: Path, video_id: str) -> Scan:
 
 @lru_cache(maxsize=8)  # the scans of a data set are opened one by one, and it has thousands
 def _read_metadata(path: Path, modified: int) -> dict[str, str]:
-    rows = csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8-sig", errors="replace")))
-    if not {"video_id", "sky_direction"} <= set(rows.fieldnames or ()):
-        raise UnreadableFileError(path, "it has no columns video_id and sky_direction")
-    return {
-        # pandas writes a whole number in a column with gaps as 41048190.0
-        row["video_id"].removesuffix(".0"): row["sky_direction"]
-        for row in rows
-        if row["sky_direction"] in SKY_DIRECTIONS and row["video_id"]
-    }
+    rows = csv.DictReader(io.StringIO(read_bytes(path, MAX_JSON_BYTES).decode("utf-8-sig", errors="replace")))
+    try:
+        if not {"video_id", "sky_direction"} <= set(rows.fieldnames or ()):
+            raise UnreadableFileError(path, "it has no columns video_id and sky_direction")
+        return {
+            # pandas writes a whole number in a column with gaps as 41048190.0
+            row["video_id"].removesuffix(".0"): row["sky_direction"]
+            for row in rows
+            if row["sky_direction"] in SKY_DIRECTIONS and row["video_id"]
+        }
+    except csv.Error as error:  # a field of more than 131 kB
+        raise UnreadableFileError(path, f"not a CSV file, in line {rows.line_num + 1} ({error})") from None
 
 
 class _TimedFiles:
@@ -287,9 +294,12 @@ class _TimedFiles:
 
 def _time_of(path: Path) -> float:
     try:
-        return float(path.stem.rpartition("_")[2])
+        time = float(path.stem.rpartition("_")[2])
     except ValueError:
-        raise UnreadableFileError(path, "its name is not <video>_<seconds>") from None
+        time = math.nan
+    if not abs(time) <= LATEST_TIME:
+        raise UnreadableFileError(path, "its name is not <video>_<seconds>")
+    return time
 
 
 def _turn_image(image: PIL.Image.Image, turns: int) -> PIL.Image.Image:

@@ -7,14 +7,14 @@ Of the two boxes an entry holds, `obbAligned` is the one whose third axis is ver
 Source: https://github.com/apple/ARKitScenes (threedod/README.md).
 """
 
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 
-from .boxes import Box, describe_fault, list_of_numbers
-from .views import UnreadableFileError, read_bytes
+from .boxes import Box, describe_fault, list_of_numbers, name_of
+from .limits import MAX_BOXES
+from .views import UnreadableFileError, read_json
 
 
 ARKITSCENES_LABELS = (
@@ -50,14 +50,14 @@ def read_annotation(path: Path) -> tuple[list[Box], list[str]]:
         kept as it is, `known` being False.
 
     Raises:
-        UnreadableFileError: the file is missing, no JSON, or an entry lacks a key or has one of another type.
+        UnreadableFileError: the file is missing, no JSON, an entry lacks a key or has one of another type, or there are more than
+            `MAX_BOXES`.
     """
-    try:
-        content = json.loads(read_bytes(path))
-    except ValueError as error:
-        raise UnreadableFileError(path, f"not a JSON file ({error})") from None
+    content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
         raise UnreadableFileError(path, "not an annotation: an object with the list 'data' is expected")
+    if len(content["data"]) > MAX_BOXES:
+        raise UnreadableFileError(path, f"'data' has {len(content['data'])} entries, more than {MAX_BOXES}")
     boxes, problems = [], []
     if content.get("skipped"):
         problems.append(f"{path.name}: marked as skipped by the annotators: boxes may be missing")
@@ -67,6 +67,9 @@ def read_annotation(path: Path) -> tuple[list[Box], list[str]]:
         segment = segment.get("obbAligned") if isinstance(segment, dict) else None
         if not isinstance(segment, dict) or not isinstance(row.get("label"), str):
             raise UnreadableFileError(path, f"{where} has no 'label' or no 'segments' with 'obbAligned'")
+        name_of(path, where, row["label"], "'label'")
+        uid = row.get("uid")
+        identifier = name_of(path, where, str(uid if isinstance(uid, str | int) else index), "'uid'")
         center, size, axes = (
             list_of_numbers(path, where, segment, key, count)
             for key, count in (("centroid", 3), ("axesLengths", 3), ("normalizedAxes", 9))
@@ -81,7 +84,7 @@ def read_annotation(path: Path) -> tuple[list[Box], list[str]]:
         label = re.sub("[ /-]", "_", row["label"])  # the benchmark's own spelling: "tv monitor" is tv_monitor
         boxes.append(
             Box(
-                identifier=str(row.get("uid", index)),
+                identifier=identifier,
                 kind="object",
                 label=label,
                 center=center,

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Oriented boxes, what the readers of ARKitScenes annotations and of RoomPlan exports give alike."""
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from .frames import is_storable
+from .limits import LARGEST_NUMBER, LONGEST_NAME
 from .views import UnreadableFileError
 
 
@@ -47,11 +50,24 @@ def describe_fault(center: np.ndarray, axes: np.ndarray, size: np.ndarray, flat:
     """
     if not all(np.isfinite(numbers).all() for numbers in (center, axes, size)):
         return "a number is not finite"
+    if not all(is_storable(numbers).all() for numbers in (center, axes, size)):
+        return f"a number is beyond {LARGEST_NUMBER:.0e}"
     if (size[:2] <= 0).any() or size[2] < 0 or (size[2] == 0 and not flat):
         return f"its size {np.round(size, 3).tolist()} is not positive"
     if np.abs(axes @ axes.T - np.eye(3)).max() > 1e-2:
         return "its axes are not at right angles or not of unit length"
     return None
+
+
+def name_of(path: Path, where: str, name: object, what: str) -> str:
+    """`name`, if it is a text that can be part of an answer; raises `UnreadableFileError`.
+
+    Half a surrogate pair, which JSON can hold, cannot be written to any file; and a name is no book and has no line breaks.
+    """
+    if isinstance(name, str) and len(name) <= LONGEST_NAME:
+        if not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+            return name
+    raise UnreadableFileError(path, f"{where}: {what} is not a text of at most {LONGEST_NAME} characters, in one line")
 
 
 def list_of_numbers(path: Path, where: str, row: dict, key: str, count: int) -> np.ndarray:
@@ -68,4 +84,4 @@ def list_of_numbers(path: Path, where: str, row: dict, key: str, count: int) -> 
     raise UnreadableFileError(path, f"{where}: '{key}' is not a list of {count} numbers")
 
 
-__all__ = ["Box", "describe_fault", "list_of_numbers"]
+__all__ = ["Box", "describe_fault", "list_of_numbers", "name_of"]

@@ -17,6 +17,7 @@ import numpy as np
 import PIL.Image
 
 from .frames import check_intrinsics, decode_picture, read_depth
+from .limits import MAX_CAMERA_BYTES
 from .pictures import picture_size
 from .views import UnreadableFileError, read_bytes
 
@@ -136,7 +137,7 @@ def parse_matrix(path: Path, what: str, text: str, sizes: tuple[int, ...] = (4,)
 
 def read_text(path: Path) -> str:
     # Windows editors put a byte order mark first, which would become part of the first word.
-    return read_bytes(path).decode("utf-8-sig", errors="replace")
+    return read_bytes(path, MAX_CAMERA_BYTES).decode("utf-8-sig", errors="replace")
 
 
 def _read_intrinsics(path: Path) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import PIL.Image
 
+from .limits import LARGEST_NUMBER, SMALLEST_FOCAL_LENGTH, describe_size_fault
 from .pictures import decode_picture
 from .views import UnreadableFileError, describe_decoding_error, read_bytes
 
@@ -117,18 +118,23 @@ def read_depth(path: Path) -> np.ndarray:
     """Reads a depth map in millimetres, 0 = none, as `[H, W]` float32 metres.
 
     Raises:
-        UnreadableFileError: the file is missing, broken or not a 16-bit greyscale PNG.
+        UnreadableFileError: the file is missing, broken, not a 16-bit greyscale PNG, or has more than
+            `MAX_PICTURE_PIXELS`.
     """
     content = read_bytes(path)
     try:
-        with PIL.Image.open(io.BytesIO(content)) as picture:
-            mode = picture.mode
-            depth = np.asarray(picture)
+        with PIL.Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+            fault = describe_size_fault(*picture.size)
+            if fault is None and picture.mode not in ("I;16", "I"):
+                fault = f"depth must be 16-bit greyscale, this is mode {picture.mode}"
+            depth = np.asarray(picture) if fault is None else None  # only now are its pixels unpacked
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for a broken file
         raise UnreadableFileError(path, f"not a readable depth map ({describe_decoding_error(error)})") from None
-    if mode not in ("I;16", "I"):
-        raise UnreadableFileError(path, f"depth must be 16-bit greyscale, this is mode {mode}")
-    return depth.astype(np.float32) / 1000
+    if fault is not None:
+        raise UnreadableFileError(path, fault)
+    depth = depth.astype(np.float32)
+    depth /= 1000  # in place: 64 MP are 256 MB
+    return depth
 
 
 def is_rigid(matrices: np.ndarray) -> np.ndarray:
@@ -147,10 +153,46 @@ def is_rigid(matrices: np.ndarray) -> np.ndarray:
 
 
 def check_intrinsics(where: str | Path, intrinsics: np.ndarray) -> np.ndarray:
-    """Returns `[3, 3]` intrinsics as they are; raises `UnreadableFileError` if a focal length is not positive."""
-    if not np.isfinite(intrinsics).all() or intrinsics[0, 0] <= 0 or intrinsics[1, 1] <= 0:
-        raise UnreadableFileError(where, "the focal lengths are not positive numbers")
+    """Returns `[3, 3]` intrinsics as they are; raises `UnreadableFileError` if they are not those of a camera."""
+    fault = describe_intrinsics_fault(intrinsics)
+    if fault is not None:
+        raise UnreadableFileError(where, fault)
     return intrinsics
+
+
+def describe_intrinsics_fault(intrinsics: np.ndarray) -> str | None:
+    """What makes `[..., 3, 3]` intrinsics unusable, in a few words, or None if nothing does."""
+    if not (intrinsics[..., [0, 1], [0, 1]] >= SMALLEST_FOCAL_LENGTH).all():  # also what is not a number
+        return "the focal lengths are not positive numbers"
+    if not is_storable(intrinsics).all():
+        return f"the intrinsics hold a number that is not finite, or beyond {LARGEST_NUMBER:.0e}"
+    if np.abs(intrinsics[..., [1, 2, 2, 2], [0, 0, 1, 2]] - [0, 0, 0, 1]).max(initial=0) > 1e-6:
+        return "the intrinsics are not of the form fx s cx, 0 fy cy, 0 0 1"
+    return None
+
+
+def is_storable(numbers: np.ndarray) -> np.ndarray:
+    """Whether each number of a camera is finite and at most `LARGEST_NUMBER` in float32, as it is stored; bool of its shape.
+
+    One that is finite in float64 alone (1e39) is infinite for the model, and one such camera destroys it.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.abs(np.asarray(numbers).astype(np.float32)) <= LARGEST_NUMBER  # False for what is not a number
+
+
+def describe_geometry_fault(geometry: dict[str, list]) -> str | None:
+    """What a scene's cameras hold that cannot be stored, naming field and view, or None.
+
+    Args:
+        geometry: `R`, `t`, `K`, `depth_hist` with one entry per view, as arrays or nested lists.
+    """
+    for name, numbers in geometry.items():
+        numbers = np.asarray(numbers, dtype=np.float64)
+        wrong = np.argwhere(~is_storable(numbers))
+        if len(wrong):
+            number = numbers[tuple(wrong[0])]
+            return f"{name} of view {wrong[0][0]} holds {number:g}: not finite, or beyond {LARGEST_NUMBER:.0e}"
+    return None
 
 
 def scale_intrinsics(intrinsics: np.ndarray, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
@@ -174,7 +216,10 @@ __all__ = [
     "check_intrinsics",
     "decode_picture",
     "depth_histogram",
+    "describe_geometry_fault",
+    "describe_intrinsics_fault",
     "is_rigid",
+    "is_storable",
     "read_depth",
     "scale_intrinsics",
 ]

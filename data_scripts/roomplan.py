@@ -9,7 +9,6 @@ ARKit session: metres, +Y up.
 Source: https://developer.apple.com/documentation/roomplan/capturedroom and exports of the RoomPlan API.
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from .boxes import Box, describe_fault, list_of_numbers
+from .boxes import Box, describe_fault, list_of_numbers, name_of
 from .frames import is_rigid
-from .views import UnreadableFileError, read_bytes
+from .limits import MAX_BOXES
+from .views import UnreadableFileError, read_json
 
 
 # Key of the file -> kind of its elements.
@@ -160,14 +160,11 @@ def read_captured_room(path: str | Path) -> CapturedRoom:
         path: a JSON file.
 
     Raises:
-        UnreadableFileError: the file is missing, no JSON, no RoomPlan export, or an element lacks a key or has one of
-            another type.
+        UnreadableFileError: the file is missing, no JSON, no RoomPlan export, or an element lacks a key, has one of
+            another type, or a name that is not a short text in one line; or there are more than `MAX_BOXES`.
     """
     path = Path(path)
-    try:
-        content = json.loads(read_bytes(path))
-    except ValueError as error:  # includes bytes that are not UTF-8
-        raise UnreadableFileError(path, f"not a JSON file ({error})") from None
+    content = read_json(path)
     if not isinstance(content, dict) or not any(key in content for key in KINDS):
         raise UnreadableFileError(path, f"not a RoomPlan export: an object with {', '.join(KINDS)} is expected")
     room = CapturedRoom(extra={key: value for key, value in content.items() if key not in (*KINDS, "coreModel")})
@@ -175,6 +172,8 @@ def read_captured_room(path: str | Path) -> CapturedRoom:
         rows = content.get(key) or []
         if not isinstance(rows, list):
             raise UnreadableFileError(path, f"'{key}' is not a list")
+        if len(rows) > MAX_BOXES:
+            raise UnreadableFileError(path, f"'{key}' has {len(rows)} entries, more than {MAX_BOXES}")
         for index, row in enumerate(rows):
             element = _read_element(path, f"{key}[{index}]", kind, row)
             fault = describe_fault(
@@ -196,10 +195,13 @@ def _read_element(path: Path, where: str, kind: str, row: Any) -> RoomElement:
     if not isinstance(category, dict) or len(category) != 1 or not isinstance(next(iter(category.values())), dict):
         raise UnreadableFileError(path, f"{where}: 'category' is not of the form {{name: {{...}}}}")
     ((name, details),) = category.items()
+    name_of(path, where, name, "the name in 'category'")
     if not isinstance(row.get("identifier"), str):
         raise UnreadableFileError(path, f"{where}: 'identifier' is not a string")
     if not isinstance(row.get("parentIdentifier"), str | None):
         raise UnreadableFileError(path, f"{where}: 'parentIdentifier' is not a string")
+    for key in ("identifier", "parentIdentifier"):
+        name_of(path, where, row.get(key) or "", f"'{key}'")
     return RoomElement(
         kind=kind,
         category=name,

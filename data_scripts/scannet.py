@@ -23,10 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from plyfile import PlyData, PlyParseError
 
 from .frame_dump import Calibration, FrameDump, parse_matrix, read_text
-from .frames import Frame, View, is_rigid, scale_intrinsics
+from .frames import Frame, View, is_rigid, is_storable, scale_intrinsics
+from .limits import describe_size_fault
+from .ply import read_vertices
 from .sens import SensStream
 from .views import UnreadableFileError
 
@@ -70,8 +71,8 @@ class Scan:
         if "axisAlignment" not in self._description:
             return np.eye(4)
         alignment = parse_matrix(path, "axisAlignment", self._description["axisAlignment"])
-        if not is_rigid(alignment):
-            raise UnreadableFileError(path, "axisAlignment is not a rigid transform")
+        if not (is_rigid(alignment) and is_storable(alignment).all()):
+            raise UnreadableFileError(path, "axisAlignment is not a rigid transform of metres")
         return alignment
 
     def frames(self, geometry: bool = True) -> list[Frame]:
@@ -83,7 +84,7 @@ class Scan:
         Raises:
             UnreadableFileError: there is no picture or stream, a picture's name is not a frame number; with
                 `geometry`, also: poses or intrinsics are missing, or one of them or `<scene>.txt` is malformed. A pose
-                that is lost (a number is not finite) or was not dumped is no error: the frame has none.
+                that is lost (a number is not finite, or not as float32) or was not dumped is no error: the frame has none.
         """
         source = self._source
         numbers = source.numbers()
@@ -150,12 +151,16 @@ class Scan:
 
     def _world_to_camera(self, poses: dict[int, tuple[Path | str, np.ndarray]]) -> dict[int, np.ndarray]:
         """Frame number to `[4, 4]` world-to-camera, from (where it was read, camera-to-world); without the lost ones."""
-        numbers = [number for number, (_, pose) in poses.items() if np.isfinite(pose).all()]
-        to_scan = np.array([poses[number][1] for number in numbers]).reshape(-1, 4, 4)
+        numbers = np.array(list(poses), dtype=object)  # a name's number may be longer than 64 bits
+        to_scan = np.array([pose for _, pose in poses.values()]).reshape(-1, 4, 4)
+        known = is_storable(to_scan).all(axis=(1, 2))
+        numbers, to_scan = numbers[known], to_scan[known]
         rigid = is_rigid(to_scan)
         if not rigid.all():
             raise UnreadableFileError(poses[numbers[int(np.argmin(rigid))]][0], "pose is not a rigid transform")
-        return dict(zip(numbers, np.linalg.inv(self.axis_alignment @ to_scan)))
+        to_camera = np.linalg.inv(self.axis_alignment @ to_scan)
+        known = is_storable(to_camera).all(axis=(1, 2))
+        return dict(zip(numbers[known], to_camera[known]))
 
     @cached_property
     def _source(self) -> "FrameDump | _Stream":
@@ -180,8 +185,9 @@ class Scan:
             stated = tuple(int(self._description[key]) for key in keys)
         except ValueError:
             raise UnreadableFileError(self.description_file, f"{' or '.join(keys)} is not a number") from None
-        if min(stated) < 1:
-            raise UnreadableFileError(self.description_file, f"{' or '.join(keys)} is not positive")
+        fault = describe_size_fault(*stated)
+        if fault is not None:
+            raise UnreadableFileError(self.description_file, f"{' and '.join(keys)}: {fault}")
         return stated
 
     def _scaled(self, sensor: str, number: int, size: tuple[int, int]) -> np.ndarray:
@@ -305,14 +311,10 @@ def mesh_center(folder: Path) -> np.ndarray | None:
     path = folder / f"{folder.name}_vh_clean_2.ply"
     if not path.is_file():
         return None
-    try:
-        vertices = PlyData.read(path, known_list_len={"face": {"vertex_indices": 3}})["vertex"]
-        points = np.stack([np.asarray(vertices[axis], dtype=np.float64) for axis in "xyz"])
-    except (PlyParseError, KeyError, ValueError, OSError) as error:
-        raise UnreadableFileError(path, f"not a readable mesh ({' '.join(str(error).split())})") from None
-    if points.size == 0 or not np.isfinite(points).all():
+    points = read_vertices(path)
+    if points.size == 0 or not is_storable(points).all():
         raise UnreadableFileError(path, "the mesh has no vertices, or one that is not finite")
-    return (points.min(axis=1) + points.max(axis=1)) / 2
+    return (points.min(axis=0) + points.max(axis=0)) / 2
 
 
 __all__ = ["Scan", "has_recording", "mesh_center", "open_scan", "scan_files", "scan_roots"]

@@ -21,11 +21,15 @@ import numpy as np
 import PIL.Image
 
 from .frames import check_intrinsics, decode_picture
+from .limits import LARGEST_NUMBER, MAX_FRAMES, describe_size_fault
+from .pictures import open_picture
 from .views import UnreadableFileError
 
 
 VERSION = 4
 LONGEST_NAME = 4096  # bytes; more is no name but a file of another kind
+# Bytes of an encoded picture or depth map, per pixel and beside them: more than any encoder makes of that size.
+BYTES_PER_PIXEL, BYTES_BESIDE = 8, 1 << 20
 RAW, PNG, JPEG = range(3)  # colour compressions
 DEPTH_RAW, DEPTH_ZLIB = range(2)
 
@@ -64,8 +68,9 @@ class SensStream:
         timestamps: `[N]` float64 seconds, of the pictures.
 
     Raises:
-        UnreadableFileError: the file is missing, is no `.sens` stream of version 4, ends early, or is compressed in a
-            way that cannot be read.
+        UnreadableFileError: the file is missing, is no `.sens` stream of version 4, ends early, is compressed in a
+            way that cannot be read, or states sizes, numbers of frames or of bytes that cannot be true or are beyond
+            `data_scripts.limits`.
     """
 
     def __init__(self, path: Path):
@@ -87,9 +92,14 @@ class SensStream:
         return None if self._color_compression == RAW else self._color(frame)
 
     def picture(self, frame: int, at_least: int | None = None) -> PIL.Image.Image:
-        """Decodes a frame's picture, RGB; for `at_least` see `decode_picture`."""
+        """Decodes a frame's picture, RGB; for `at_least` see `decode_picture`.
+
+        Raises:
+            UnreadableFileError: it is not readable, or has not the size that the header states.
+        """
         content = self._color(frame)
         if self._color_compression != RAW:
+            self._check_size(content, frame)
             return decode_picture(content, self._where(frame), at_least)
         width, height = self.color_size
         if len(content) != width * height * 3:
@@ -98,6 +108,14 @@ class SensStream:
             )
         return PIL.Image.frombytes("RGB", self.color_size, content)
 
+    def _check_size(self, content: bytes, frame: int) -> None:
+        """Raises `UnreadableFileError` if an encoded picture is not of the header's size, before its pixels are unpacked."""
+        with open_picture(content, self._where(frame)) as picture:
+            size = picture.size
+        if size != self.color_size:
+            found, stated = (" x ".join(map(str, pair)) for pair in (size, self.color_size))
+            raise UnreadableFileError(self._where(frame), f"a picture of {found} pixels, stated are {stated}")
+
     def has_picture(self, frame: int) -> bool:
         return bool(self._index["color_bytes"][frame] > 0)
 
@@ -105,20 +123,30 @@ class SensStream:
         return bool(self._index["depth_bytes"][frame] > 0)
 
     def depth(self, frame: int) -> np.ndarray:
-        """`[H, W]` float32 metres, 0 = none."""
+        """`[H, W]` float32 metres, 0 = none.
+
+        Raises:
+            UnreadableFileError: it does not unpack to as many bytes as the header's size needs.
+        """
         content = self._read(int(self._depth_offset[frame]), int(self._index["depth_bytes"][frame]), frame)
         width, height = self.depth_size
+        expected = width * height * 2
         if self._depth_compression == DEPTH_ZLIB:
+            stream = zlib.decompressobj()
             try:
-                # Bounded, because the sizes in a damaged file may be anything.
-                content = zlib.decompressobj().decompress(content, width * height * 2 + 1)
+                content = stream.decompress(content, expected + 1)  # never more than that, whatever is packed
             except zlib.error as error:
                 raise UnreadableFileError(self._where(frame), f"not a readable depth map ({error})") from None
-        if len(content) != width * height * 2:
+            if len(content) == expected and not stream.eof:  # its end, with the checksum, was cut off
+                raise UnreadableFileError(self._where(frame), "not a readable depth map (cut short)")
+        if len(content) != expected:
+            least = "at least " if len(content) > expected else ""
             raise UnreadableFileError(
-                self._where(frame), f"{len(content)} bytes of depth, expected {width * height * 2}"
+                self._where(frame), f"{least}{len(content)} bytes of depth, expected {expected} for {width} x {height}"
             )
-        return np.frombuffer(content, dtype="<u2").reshape(height, width).astype(np.float32) / self._depth_shift
+        depth = np.frombuffer(content, dtype="<u2").reshape(height, width).astype(np.float32)
+        depth /= self._depth_shift  # in place: 64 MP are 256 MB
+        return depth
 
     def _read_header(self, stream) -> None:
         version = self._take(stream, 4, "the header")
@@ -141,8 +169,12 @@ class SensStream:
             raise UnreadableFileError(self.path, f"depth compression {name} cannot be read, only raw and zlib_ushort")
         self.color_size = tuple(int(number) for number in header["color_size"])
         self.depth_size = tuple(int(number) for number in header["depth_size"])
+        for what, size in (("colour", self.color_size), ("depth", self.depth_size)):
+            fault = describe_size_fault(*size)
+            if fault is not None:
+                raise UnreadableFileError(self.path, f"the header's size of {what}: {fault}")
         self._depth_shift = np.float32(header["depth_shift"])
-        if not (np.isfinite(self._depth_shift) and self._depth_shift > 0):
+        if not 0xFFFF / LARGEST_NUMBER <= self._depth_shift <= LARGEST_NUMBER:  # the farthest depth is a number, too
             raise UnreadableFileError(self.path, f"{self._depth_shift} depth units per metre")
         self.color_intrinsics = header["color_intrinsics"][:3, :3].astype(np.float64)
         self.depth_intrinsics = header["depth_intrinsics"][:3, :3].astype(np.float64)
@@ -157,6 +189,11 @@ class SensStream:
             raise UnreadableFileError(
                 self.path, f"cut short: {end} bytes cannot hold the {self._frames} frames it states"
             )
+        if self._frames > MAX_FRAMES:
+            raise UnreadableFileError(self.path, f"{self._frames} frames, more than {MAX_FRAMES}")
+        bounds = [
+            BYTES_PER_PIXEL * width * height + BYTES_BESIDE for width, height in (self.color_size, self.depth_size)
+        ]
         headers, offsets = [], []
         for frame in range(self._frames):
             what = f"frame {frame} of {self._frames}"
@@ -166,7 +203,11 @@ class SensStream:
             headers.append(header)
             offset += _FRAME.itemsize
             offsets.append(offset)
-            offset += sum(struct.unpack_from("<QQ", header, _FRAME.fields["color_bytes"][1]))
+            sizes = struct.unpack_from("<QQ", header, _FRAME.fields["color_bytes"][1])
+            for name, size, most in zip(("colour", "depth"), sizes, bounds):
+                if size > most:
+                    raise UnreadableFileError(self.path, f"{what}: {size} bytes of {name}, more than {most}")
+            offset += sum(sizes)
             if offset > end:
                 raise UnreadableFileError(self.path, f"cut short in {what}: {end} bytes, expected at least {offset}")
         self._index = np.frombuffer(b"".join(headers), dtype=_FRAME)

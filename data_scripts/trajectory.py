@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from .frames import is_storable
+from .limits import MAX_TRAJECTORY_BYTES
 from .views import UnreadableFileError, read_bytes
 
 
 POSE_TOLERANCE = 0.005  # seconds between a picture and the nearest line of the trajectory
+LATEST_TIME = 1e12  # seconds; beyond it float64 does not tell milliseconds apart
 
 
 class Trajectory:
@@ -19,20 +22,20 @@ class Trajectory:
         times: `[N]` seconds, increasing.
         rotations: `[N, 3, 3]`, centers `[N, 3]`: world-to-camera rotation and place of the camera in the world, metres.
 
-    A line with a number that is not finite is a lost pose: it is left out.
+    A line with a number that is not finite, or not as float32, is a lost pose: it is left out.
 
     Raises:
         UnreadableFileError: the file is missing, holds no pose, or a line does not hold seven numbers.
     """
 
     def __init__(self, path: Path):
-        lines = read_bytes(path).decode("utf-8", errors="replace").splitlines()
+        lines = read_bytes(path, MAX_TRAJECTORY_BYTES).decode("utf-8", errors="replace").splitlines()
         rows = [
             read_numbers(path, line, 7, "seconds rx ry rz tx ty tz", number)
             for number, line in enumerate(lines, start=1)
             if line.strip()
         ]
-        rows = [row for row in rows if np.isfinite(row).all()]
+        rows = [row for row in rows if abs(row[0]) <= LATEST_TIME and is_storable(row[1:]).all()]
         if not rows:
             raise UnreadableFileError(path, "the trajectory holds no pose")
         table = np.array(rows)

@@ -7,12 +7,17 @@ whatever a model predicts, so it should share as much as possible with the other
 """
 
 import hashlib
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
+
+from .json_text import JSONError, parse_json
+from .limits import MAX_FILE_BYTES, MAX_JSON_BYTES
 
 
 if TYPE_CHECKING:  # the readers need this module
@@ -40,10 +45,38 @@ class UnreadableFileError(ValueError):
         return f"{self.file}: {self.reason}"
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of `path`; raises `UnreadableFileError` if it cannot be read."""
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; raises `UnreadableFileError` if it cannot be read or is not JSON."""
+    content = read_bytes(path, MAX_JSON_BYTES)
     try:
-        return path.read_bytes()
+        return parse_json(content)
+    except JSONError as error:
+        raise UnreadableFileError(path, f"not a JSON file ({error})") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_bytes(path: Path, at_most: int = MAX_FILE_BYTES) -> bytes:
+    """The content of `path`.
+
+    Raises:
+        UnreadableFileError: it cannot be read, is no regular file (a pipe would be waited for without end) or holds more than
+            `at_most` bytes.
+    """
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadableFileError(path, "not a regular file")
+            if status.st_size > at_most:
+                raise UnreadableFileError(path, f"{status.st_size} bytes, more than {at_most >> 20} MiB")
+            return stream.read()
+    except UnreadableFileError:
+        raise
+    except ValueError as error:  # a NUL or half a surrogate pair in the path
+        raise UnreadableFileError(path, f"not a path ({error})") from None
     except FileNotFoundError:
         raise UnreadableFileError(path, "missing") from None
     except OSError as error:
@@ -267,6 +300,7 @@ __all__ = [
     "describe_decoding_error",
     "picture_fault",
     "read_bytes",
+    "read_json",
     "select_coverage",
     "select_views",
     "spread",

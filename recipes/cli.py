@@ -52,7 +52,7 @@ COMMANDS = {
 }  # fmt: skip
 # What the extras bring, by the name it is imported by, and which extra where it is not the command's.
 LIBRARIES = dict.fromkeys(
-    ("accelerate", "datasets", "evaluate", "packaging", "peft", "plyfile", "psutil", "pyarrow", "scipy")
+    ("accelerate", "datasets", "evaluate", "packaging", "peft", "psutil", "pyarrow", "scipy")
     + ("tensorboard", "tqdm", "yaml")
 ) | {"deepspeed": "train", "matplotlib": "eval", "pycocoevalcap": "metrics", "trimesh": "scene", "xgrammar": "actions"}
 STAGES = sorted(path.stem for path in Path(__file__).parent.glob("stage[0-9].py"))

@@ -2,6 +2,7 @@
 """The wheel and the sdist: that they hold everything, and the whole recipe by console commands from a wheel in an own venv."""
 
 import ast
+import importlib.metadata
 import json
 import os
 import re
@@ -210,15 +211,13 @@ def libraries_of(module: str) -> set[str]:
 
 def test_a_missing_extra_is_named(tmp_path):
     """Catches a traceback where a library of an extra is not installed."""
-    (tmp_path / "plyfile.py").write_text("raise ModuleNotFoundError(\"No module named 'plyfile'\", name='plyfile')")
+    (tmp_path / "tqdm.py").write_text("raise ModuleNotFoundError(\"No module named 'tqdm'\", name='tqdm')")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     result = subprocess.run(
         [sys.executable, "-m", "recipes.cli", "rooms", "--help"], env=environment, capture_output=True, text=True
     )
     assert result.returncode == 1
-    assert result.stderr == (
-        "vggt-qwen3 rooms needs plyfile, which is not installed: pip install 'vggt-qwen3[data]'\n"
-    )
+    assert result.stderr == ("vggt-qwen3 rooms needs tqdm, which is not installed: pip install 'vggt-qwen3[data]'\n")
 
 
 def test_what_lies_beside_an_install_is_not_taken_for_the_repository(tmp_path, monkeypatch):
@@ -233,6 +232,20 @@ def test_what_lies_beside_an_install_is_not_taken_for_the_repository(tmp_path, m
     code = "import recipes; print(recipes.top_file('constraints.txt').parent.name, recipes.top_file('setup.py').is_file())"
     result = subprocess.run([sys.executable, "-P", "-c", code], env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True)  # fmt: skip
     assert result.stdout.split() == ["recipes", "False"], result.stderr
+
+
+def test_no_direct_dependency_is_under_the_gpl():
+    """Catches a library whose licence does not go with this code's (plyfile was one) that every user of an extra installs."""
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            try:
+                metadata = importlib.metadata.metadata(line.split("==")[0])
+            except importlib.metadata.PackageNotFoundError:  # of an extra that is not installed here
+                continue
+            own = (metadata["License"] or "")[:200]  # what follows, of some, are the licences of what they bundle
+            licence = " ".join([metadata["License-Expression"] or "", own, *metadata.get_all("Classifier", [])])
+            found = re.search(r"GPL|GNU [\w ]*GENERAL PUBLIC", licence, re.IGNORECASE)
+            assert not found, f"{line}: {found}"
 
 
 ################

@@ -252,13 +252,13 @@ def test_an_installed_package_is_compared_with_its_metadata(monkeypatch, tmp_pat
     needed = ["torch>=999", "numpy>=1", 'trimesh>=999; extra == "scene"', 'vggt-qwen3[data]; extra == "train"']
     needed += [
         'peft>=0.1; extra == "train"',
-        'plyfile>=999; extra == "data"',
+        'tqdm>=999; extra == "data"',
         'vggt-qwen3[train,scene]; extra == "all"',
     ]
     monkeypatch.setattr(checks, "requires", lambda name: needed)
-    assert [requirement.name for requirement in checks.requirements()] == ["torch", "numpy", "peft", "plyfile"]
+    assert [requirement.name for requirement in checks.requirements()] == ["torch", "numpy", "peft", "tqdm"]
     problems, _ = check_versions()
-    assert len(problems) == 2 and "does not satisfy torch>=999" in problems[0] and "plyfile>=999" in problems[1]
+    assert len(problems) == 2 and "does not satisfy torch>=999" in problems[0] and "tqdm>=999" in problems[1]
     assert problems[0].endswith("constraints.txt 'vggt-qwen3[train]'")
 
 

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m data_scripts.prepare`: what it writes, what it refuses, and what it leaves behind."""
 
-import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +15,7 @@ import PIL.Image
 import pytest
 from filelock import FileLock
 from scannet_dump import AXIS_ALIGNMENT, camera_to_world, write_scan, write_scanqa, write_sqa3d
+from waiting import when_read
 
 from data_scripts.builders.base import PreparedScene
 from data_scripts.builders.scans import ScanNetBuilder
@@ -444,27 +443,17 @@ def test_two_preparations_at_once(dump, tmp_path, capsys):
 def test_terminated_command_cleans_up(dump, tmp_path, workers):
     """Catches a time limit of a batch system that leaves half a repo or processes, or waits for its workers forever."""
     picture = dump / "scans" / "scene0001_00" / "color" / "20.jpg"
-    picture.unlink()
-    os.mkfifo(picture)  # reading it takes until somebody writes
+    environment, waits = when_read(picture, tmp_path / "waiting")
     command = [sys.executable, "-m", "data_scripts.prepare"]
     command += scanqa_arguments(dump, tmp_path / "repo", "--workers", workers)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
     try:
         deadline = time.monotonic() + 60
-        while True:
-            try:
-                writer = os.open(picture, os.O_WRONLY | os.O_NONBLOCK)  # fails unless somebody reads
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.05)
-        for _ in range(4):
-            process.terminate()
-            # One that comes between Python's look at its signals and the read itself is seen after it: here, never.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                _, message = process.communicate(timeout=10)
-                break
-        os.close(writer)
+        while not waits.exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        _, message = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130 and "interrupted" in message.splitlines()[-1]

@@ -80,6 +80,7 @@ def test_unknown_categories_are_kept_and_reported(path, scene):
         ("dimensions", 1, -1.0, "is not positive"),
         ("dimensions", 2, 0.0, "is not positive"),
         ("dimensions", 0, 1e999, "not finite"),
+        ("dimensions", 0, 10**400, "not finite"),
     ],
 )
 def test_faulty_elements_are_left_out_and_named(path, key, index, value, reason):
@@ -101,10 +102,6 @@ def test_faulty_elements_are_left_out_and_named(path, key, index, value, reason)
         ({"doors": [{"category": "door"}]}, r"doors\[0\]: 'category' is not of the form"),
         ({"doors": [{"category": {"door": {}}}]}, r"doors\[0\]: 'identifier' is not a string"),
         ({"doors": [{"category": {"door": {}}, "identifier": "A"}]}, "'dimensions' is not a list of 3 numbers"),
-        (
-            {"doors": [{"category": {"door": {}}, "identifier": "A", "dimensions": [1, 10**400, 0]}]},
-            "'dimensions' is not a list of 3 numbers",
-        ),
         (
             {"doors": [{"category": {"door": {}}, "identifier": "A", "dimensions": [1, 2, 0], "transform": [1, 2]}]},
             "'transform' is not a list of 16 numbers",

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ScanNet frame-dump reader and the choice of views."""
 
+import os
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -89,6 +92,67 @@ def test_pictures_alone(tmp_path):
     view = scan.load(frames[1])
     assert view.encoded == (folder / "color" / "20.jpg").read_bytes() and view.image.size == SIZE
     assert view.world_to_camera is view.intrinsics is view.depth is None
+
+
+@pytest.mark.parametrize("number", ["1e39", "-1e39", "1e300", "1e7", "nan"])
+def test_a_pose_that_is_not_finite_as_float32_is_lost(tmp_path, number):
+    """Catches a pose that is finite as it is read and infinite as it is stored: one such camera destroys a model."""
+    folder = write_scan(tmp_path, "scene0000_00")
+    pose = camera_to_world(20).astype(str)
+    pose[0, 3] = number
+    (folder / "pose" / "20.txt").write_text("\n".join(map(" ".join, pose)))
+    assert [frame.world_to_camera is None for frame in Scan(folder).frames()] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("intrinsic/intrinsic_color.txt", "60 0 1e39 0 62 16 0 0 1", "not finite, or beyond 1e"),
+        ("intrinsic/intrinsic_color.txt", "1e39 0 24 0 62 16 0 0 1", "not finite, or beyond 1e"),
+        ("intrinsic/intrinsic_color.txt", "1e-40 0 24 0 62 16 0 0 1", "focal lengths are not positive"),
+        ("intrinsic/intrinsic_color.txt", "60 0 24 0 62 16 0 0 0", "not of the form"),
+        ("intrinsic/intrinsic_depth.txt", "20 0 8 0 15 4 0 0 0", "not of the form"),
+        ("scene0000_00.txt", "axisAlignment = 1 0 0 1e39 0 1 0 0 0 0 1 0 0 0 0 1", "axisAlignment is not a rigid"),
+        ("scene0000_00.txt", f"colorWidth = {'9' * 400}\ncolorHeight = 9", "colorWidth and colorHeight: .* more than"),
+    ],
+)
+def test_a_camera_that_cannot_be_stored_is_named(tmp_path, file, text, reason):
+    """Catches numbers of a camera that overflow later: numpy's traceback, a division by zero or an infinite camera."""
+    folder = write_scan(tmp_path, "scene0000_00", frames=(0,))
+    (folder / file).write_text(text)
+    with pytest.raises(UnreadableFileError, match=reason) as caught:
+        read_all(folder)
+    assert caught.value.file == str(folder / file)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    """Catches a pipe in a scan's folder, for which a reader waits without end, and a sparse file that fills the memory."""
+    folder = write_scan(tmp_path, "scene0000_00", frames=(0,))
+    path = folder / "pose" / "0.txt"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UnreadableFileError, match="0.txt: not a regular file"):
+        Scan(folder).frames()
+    path.unlink()
+    with open(path, "wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(UnreadableFileError, match="0.txt: 1099511627776 bytes, more than 1 MiB"):
+        Scan(folder).frames()
+
+
+def test_a_depth_map_beyond_the_bound_is_not_unpacked(tmp_path):
+    """Catches a PNG of a few bytes that states 81 MP, of which a depth map takes 500 MB; and depth in other formats."""
+    folder = write_scan(tmp_path, "scene0000_00", frames=(0,))
+    path = folder / "depth" / "0.png"
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 9_000, 9_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+    with pytest.raises(UnreadableFileError, match="0.png: 9000 x 9000 pixels, more than 64 MP"):
+        read_all(folder)
+    PIL.Image.new("I;16", (8, 8)).save(path, "TIFF")
+    with pytest.raises(UnreadableFileError, match="0.png: not a readable depth map"):
+        read_all(folder)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `.sens` reader, on streams of rooms whose cameras are known, and on broken ones."""
 
+import io
 import struct
 import time
+import tracemalloc
 import zlib
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 from room_truth import assert_true, room
 
@@ -168,6 +171,103 @@ def test_a_zip_bomb_is_not_unpacked(folder):
     scan = open_scan(folder)
     with pytest.raises(UnreadableFileError, match="bytes of depth, expected 6144"):
         scan.load_depth(scan.frames()[0])
+
+
+SIZES = HEADER_BYTES + 8  # where the header has width and height of colour, then of depth
+FRAMES = SIZES + 16 + 4 + 8  # where the first frame begins
+
+
+@pytest.mark.parametrize("offset", [SIZES, SIZES + 8])
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ((0, 0), "0 x 0 pixels, not positive"),
+        ((64, 0), "64 x 0 pixels, not positive"),
+        ((2**32 - 1, 2**32 - 1), "4294967295 x 4294967295 pixels, more than 64 MP"),
+        ((8001, 8000), "8001 x 8000 pixels, more than 64 MP"),
+    ],
+)
+def test_sizes_that_cannot_be_true(folder, offset, size, reason):
+    """Catches a header's size that is believed: a division by zero, or all of the memory, when the frame is read."""
+    overwrite(folder, offset, struct.pack("<II", *size))
+    with pytest.raises(UnreadableFileError, match=f"the header's size of (colour|depth): {reason}"):
+        open_scan(folder).frames()
+
+
+@pytest.mark.parametrize("declared", [(8000, 8000), (30000, 30000)])
+def test_a_bomb_takes_no_memory(folder, declared):
+    """Catches a depth map of a few bytes for which gigabytes are taken: 1.8 MB once made 5.3 GB."""
+    color, depth = struct.unpack_from("<QQ", (folder / f"{folder.name}.sens").read_bytes(), FRAMES + 80)
+    bomb = zlib.compress(bytes(2**21), 9)  # not all that is stated, either
+    assert len(bomb) <= depth
+    overwrite(folder, SIZES + 8, struct.pack("<II", *declared))
+    overwrite(folder, FRAMES + 96 + color, bomb)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableFileError, match="more than 64 MP|2097152 bytes of depth, expected 128000000"):
+            open_scan(folder).load_depth(open_scan(folder).frames()[0])
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_depth_without_its_end(folder):
+    """Catches depth data whose checksum is wrong or was cut off: as many bytes as expected are no proof."""
+    data = (folder / f"{folder.name}.sens").read_bytes()
+    last = FRAMES
+    for _ in range(2):
+        last += 96 + sum(struct.unpack_from("<QQ", data, last + 80))
+    color, depth = struct.unpack_from("<QQ", data, last + 80)
+    kept, packed = data[last + 96 : last + 96 + color], data[last + 96 + color : last + 96 + color + depth]
+    for broken, reason in ((packed[:-4] + bytes(4), "check"), (packed[:-4], "cut short")):
+        content = data[: last + 88] + struct.pack("<Q", len(broken)) + kept + broken
+        (folder / f"{folder.name}.sens").write_bytes(content)
+        scan = open_scan(folder)
+        with pytest.raises(UnreadableFileError, match=rf"frame 2\): not a readable depth map \(.*{reason}"):
+            scan.load_depth(scan.frames()[2])
+
+
+def test_a_picture_has_the_size_that_the_header_states(folder):
+    """Catches a picture of 100 MP in a stream of small ones, and intrinsics scaled to a size that is not the sensor's."""
+    color, _ = struct.unpack_from("<QQ", (folder / f"{folder.name}.sens").read_bytes(), FRAMES + 80)
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (65, 48)).save(buffer, "JPEG")
+    assert len(buffer.getvalue()) <= color
+    overwrite(folder, FRAMES + 96, buffer.getvalue())
+    scan = open_scan(folder)
+    for load in (scan.load, scan.load_image, lambda frame: scan.load_image(frame, 8)):
+        with pytest.raises(UnreadableFileError, match=r"frame 0\): a picture of 65 x 48 pixels, stated are 64 x 48"):
+            load(scan.frames()[0])
+
+
+def test_lengths_and_counts_that_cannot_be_true(folder):
+    """Catches a sparse file of a terabyte that costs nothing to send and all memory to read: it is as long as it says."""
+    path = folder / f"{folder.name}.sens"
+    data = path.read_bytes()
+    for offset, number, length, reason in (
+        (FRAMES + 80, 2**40, 2**41, "frame 0 of 3: 1099511627776 bytes of colour, more than"),
+        (FRAMES + 88, 2**40, 2**41, "frame 0 of 3: 1099511627776 bytes of depth, more than"),
+        (FRAMES - 8, 2**32, 2**40, "4294967296 frames, more than 1000000"),
+        (FRAMES + 80, 2**64 - 1, len(data), "frame 0 of 3"),
+    ):
+        path.write_bytes(data)
+        overwrite(folder, offset, struct.pack("<Q", number))
+        with open(path, "r+b") as stream:
+            stream.truncate(length)
+        with pytest.raises(UnreadableFileError, match=reason):
+            open_scan(folder).frames()
+
+
+@pytest.mark.parametrize("number", [1e39, 1e30, np.nan, -np.inf])
+def test_numbers_that_are_not_those_of_a_camera(folder, number):
+    """Catches a pose or intrinsics that is finite as it is read and infinite, or its square is, for the model: one destroys it."""
+    with np.errstate(over="ignore"):
+        packed = np.float32(number).tobytes()
+    overwrite(folder, FRAMES + 12, packed)  # x of the first frame's place
+    assert [frame.world_to_camera is None for frame in open_scan(folder).frames()] == [True, False, False]
+    overwrite(folder, 4 + 8 + len(SENSOR_NAME) + 8, packed)  # cx
+    with pytest.raises(UnreadableFileError, match="the intrinsics hold a number that is not finite, or beyond 1e"):
+        open_scan(folder).frames()
 
 
 def test_a_few_views_of_a_long_stream_are_cheap(tmp_path, scene):

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..frames import DEPTH_BINS, is_rigid, scale_intrinsics
+from ..frames import DEPTH_BINS, describe_geometry_fault, describe_intrinsics_fault, is_rigid, scale_intrinsics
 from ..json_text import JSONError, check_encoding, parse_json
 from ..paths import resolve_inside
 from ..views import UnreadableFileError
@@ -262,12 +262,16 @@ def _geometry(token: Any, num_views: int) -> dict[str, list] | None:
         if not np.isfinite(numbers).all():
             raise _UnusableRecord(f"geom_token '{name}' holds a number that is not finite")
         arrays[name] = numbers.reshape(num_views, *shape)
+    fault = describe_geometry_fault(arrays)  # as they will be stored: 1e39 passes the check above
+    if fault is not None:
+        raise _UnusableRecord(f"geom_token: {fault}")
+    fault = describe_intrinsics_fault(arrays["K"])
+    if fault is not None:
+        raise _UnusableRecord(f"geom_token 'K': {fault}")
     poses = np.tile(np.eye(4), (num_views, 1, 1))
     poses[:, :3, :3], poses[:, :3, 3] = arrays["R"], arrays["t"]
     if not all(map(is_rigid, poses)):
         raise _UnusableRecord("geom_token 'R' is not a rotation")
-    if (arrays["K"][:, [0, 1], [0, 1]] <= 0).any():
-        raise _UnusableRecord("geom_token 'K' has a focal length that is not positive")
     poses = np.linalg.inv(poses)
     arrays["R"], arrays["t"] = poses[:, :3, :3], poses[:, :3, 3]
     return {name: array.tolist() for name, array in arrays.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ..frames import Frame, SceneReader, View, scale_intrinsics
+from ..frames import Frame, SceneReader, View, describe_geometry_fault, scale_intrinsics
 from ..paths import path_fault, resolve_inside
 from ..pictures import encode_png, is_plain, open_picture, orientation_of
 from ..scannet import Scan, has_recording, open_scan
@@ -53,7 +53,8 @@ def read_scan(scan: SceneReader, options: Options) -> tuple[list[StoredView], li
         the views, either all with geometry or all without, and what the user should know.
 
     Raises:
-        UnreadableFileError: no frame can be used, a chosen picture is broken, or geometry is required and missing.
+        UnreadableFileError: no frame can be used, a chosen picture is broken, geometry is required and missing, or a chosen
+            view's camera is not finite as it is stored.
     """
     remarks: list[Remark] = []
     frames = None
@@ -75,6 +76,9 @@ def read_scan(scan: SceneReader, options: Options) -> tuple[list[StoredView], li
     if rejected:
         remarks.append(Remark("black, blurred or broken frames passed over", len(rejected), rejected[0]))
     views = [_store(scan, frame, options.image_size) for frame in chosen]
+    fault = describe_geometry_fault(_geometry(views) or {})
+    if fault is not None:
+        raise UnreadableFileError(scan.folder, fault)
     if len(views) < options.num_views:
         remarks.append(Remark("scenes with fewer views than asked for", 1, f"{len(views)} of {options.num_views}"))
     return views, remarks
@@ -82,21 +86,24 @@ def read_scan(scan: SceneReader, options: Options) -> tuple[list[StoredView], li
 
 def prepared_scene(views: list[StoredView], questions: list[dict], remarks: list[Remark]) -> PreparedScene:
     """The scene with these views."""
-    geometry = None
-    if views[0].world_to_camera is not None:
-        geometry = {
-            "R": [view.world_to_camera[:3, :3].tolist() for view in views],
-            "t": [view.world_to_camera[:3, 3].tolist() for view in views],
-            "K": [view.intrinsics.tolist() for view in views],
-            "depth_hist": [view.depth_histogram.tolist() for view in views],
-        }
     return PreparedScene(
         images=[view.image for view in views],
         frame_ids=[view.frame_id for view in views],
-        geometry=geometry,
+        geometry=_geometry(views),
         questions=questions,
         remarks=remarks,
     )
+
+
+def _geometry(views: list[StoredView]) -> dict[str, list] | None:
+    if views[0].world_to_camera is None:
+        return None
+    return {
+        "R": [view.world_to_camera[:3, :3].tolist() for view in views],
+        "t": [view.world_to_camera[:3, 3].tolist() for view in views],
+        "K": [view.intrinsics.tolist() for view in views],
+        "depth_hist": [view.depth_histogram.tolist() for view in views],
+    }
 
 
 def shrink(image: PIL.Image.Image, image_size: int | None) -> PIL.Image.Image:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from plyfile import PlyData, PlyElement
 
+from .. import ply
 from . import furniture
 from .layout import Scene, scene_faces
 
@@ -102,20 +102,10 @@ def write_mesh(path: Path, scene: Scene) -> None:
     to_raw = np.linalg.inv(scene.alignment)
     points = quads.reshape(-1, 3) @ to_raw[:3, :3].T + to_raw[:3, 3]
     palette = np.array([furniture.COLORS[piece.color] for piece in scene.pieces] + [WALL_COLOR], dtype=np.uint8)
-    vertices = np.empty(
-        len(points),
-        dtype=[*((axis, "<f4") for axis in "xyz"), *((name, "u1") for name in ("red", "green", "blue", "alpha"))],
-    )
-    for column, axis in enumerate("xyz"):
-        vertices[axis] = points[:, column]
-    for column, name in enumerate(("red", "green", "blue")):
-        vertices[name] = np.repeat(palette[owner, column], 4)
-    vertices["alpha"] = 255
-    faces = np.empty(2 * len(quads), dtype=[("vertex_indices", "<i4", (3,))])
+    colors = np.full((len(points), 4), 255, dtype=np.uint8)
+    colors[:, :3] = np.repeat(palette[owner], 4, axis=0)
     corners = 4 * np.arange(len(quads))[:, None, None] + [[0, 1, 2], [0, 2, 3]]
-    faces["vertex_indices"] = corners.reshape(-1, 3)
-    elements = [PlyElement.describe(vertices, "vertex"), PlyElement.describe(faces, "face")]
-    PlyData(elements, byte_order="<").write(path)
+    ply.write_mesh(path, points, colors, corners.reshape(-1, 3))
 
 
 def _matrix(matrix: np.ndarray) -> str:
