@@ -87,8 +87,9 @@ VISION_END = "<|vision_end|>"
 
 GEOMETRY_SHAPES = {"R": (3, 3), "t": (3,), "K": (3, 3)}
 # Beyond these the model's numbers leave float32: squares, quotients, and exponentials of what depends on distances. A room's
-# cameras are far from them. Rotations and shares have no number above 1; metres may count from far away; pixels.
-LARGEST = {"R": 10.0, "t": 1e9, "K": 1e6, "depth_hist": 10.0}
+# cameras are far from them. No number of a rotation is above 1; metres may count from far away; histograms should be shares,
+# and some are counts of pixels.
+LARGEST = {"R": 10.0, "t": 1e9, "K": 1e6, "depth_hist": 1e6}
 SMALLEST_FOCAL_LENGTH = 1e-3
 FARTHEST = 1000.0  # metres between the cameras of view 0 and another
 
