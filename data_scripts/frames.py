@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import PIL.Image
 
-from .limits import LARGEST_NUMBER, SMALLEST_FOCAL_LENGTH, describe_size_fault
+from .limits import FARTHEST_CAMERA, LARGEST_NUMBER, SMALLEST_FOCAL_LENGTH, describe_size_fault
 from .pictures import decode_picture
 from .views import UnreadableFileError, describe_decoding_error, read_bytes
 
@@ -195,6 +195,18 @@ def describe_geometry_fault(geometry: dict[str, list]) -> str | None:
     return None
 
 
+def describe_distance_fault(geometry: dict[str, np.ndarray] | None) -> str | None:
+    """Which camera of a scene, by `R` `[V, 3, 3]` and `t` `[V, 3]` from world to camera, is too far from that of view 0, or None."""
+    if geometry is None:
+        return None
+    centers = -np.einsum("vij,vi->vj", np.asarray(geometry["R"]), np.asarray(geometry["t"]))
+    distances = np.linalg.norm(centers - centers[0], axis=-1)
+    view = int(np.argmax(distances > FARTHEST_CAMERA))
+    if distances[view] <= FARTHEST_CAMERA:
+        return None
+    return f"the camera of view {view} is {distances[view]:.0f} m from that of view 0, more than {FARTHEST_CAMERA:.0f}"
+
+
 def scale_intrinsics(intrinsics: np.ndarray, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
     """`[3, 3]` intrinsics of a resized picture; sizes are (width, height).
 
@@ -216,6 +228,7 @@ __all__ = [
     "check_intrinsics",
     "decode_picture",
     "depth_histogram",
+    "describe_distance_fault",
     "describe_geometry_fault",
     "describe_intrinsics_fault",
     "is_rigid",

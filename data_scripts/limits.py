@@ -17,6 +17,7 @@ MAX_BOXES = 1_000  # of a room, which has dozens: what tells n boxes apart compa
 # Metres, and pixels of a camera: float32, in which both are stored, tells decimetres apart up to here. Its squares stay finite.
 LARGEST_NUMBER = 1e6
 SMALLEST_FOCAL_LENGTH = 1e-3  # pixels; below it the inverse has numbers that mean nothing
+FARTHEST_CAMERA = 1e3  # metres from that of view 0: further away the model's exponentials of distances leave float32
 LONGEST_NAME = 200  # characters of a label or identifier
 
 
@@ -30,6 +31,7 @@ def describe_size_fault(width: int, height: int) -> str | None:
 
 
 __all__ = [
+    "FARTHEST_CAMERA",
     "LARGEST_NUMBER",
     "LONGEST_NAME",
     "MAX_BOXES",

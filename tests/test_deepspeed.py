@@ -170,6 +170,20 @@ def test_zero_3_with_two_processes(inputs, tmp_path):
     assert any(".projector." in name and not torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
+def test_zero_3_saves_an_adapter_beside_an_encoder_that_trains(inputs, tmp_path):
+    """Catches PEFT's copy of the encoder without its frozen parameters: a run that ended at its first checkpoint."""
+    output = tmp_path / "encoder"
+    run("zero3", 1, inputs, output, "--max_steps", 2, "--save_steps", 1, "--freeze_vision", "false")
+    before, after = (load_file(folder / "model.safetensors") for folder in (inputs[1], output))
+    assert {name: tensor.shape for name, tensor in before.items()} == {n: t.shape for n, t in after.items()}
+    changed = {name for name in before if ".vision_model." in name and not torch.equal(before[name], after[name])}
+    assert len(changed) > 10 and not any(name.endswith("mask_token") for name in changed)
+    saved = load_file(output / "checkpoint-1" / "adapter_model.safetensors")
+    (name,) = [name for name in saved if name.endswith("vision_model.backbone.embeddings.mask_token")]
+    assert torch.equal(saved[name], before["model.vision_model.backbone.embeddings.mask_token"])
+
+
 @pytest.fixture(scope="module", params=["zero2", "zero3"])
 def whole(request, inputs, tmp_path_factory):
     """The config's name and the folder of a run of two processes that nothing disturbed."""

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A micro-step hands its work to the GPU without waiting for it; see `host_syncs` for how that is counted on a CPU."""
 
-import math
 from collections import Counter
 from contextlib import nullcontext
 
@@ -94,17 +93,25 @@ def test_a_micro_step_waits_at_most_once(stage, projector, extra, repos, tmp_pat
     assert sum(waits.values()) <= 1, waits
 
 
-def test_a_loss_that_is_not_a_number_is_logged_once(repos, tmp_path, monkeypatch):
-    """Catches a log that hides it, which needs to wait for it, and one that shows it in every later step."""
+def test_losses_are_looked_at_once_per_step(repos, tmp_path, monkeypatch):
+    """Catches a look for losses that are not finite at every micro-step, each of which would wait for the GPU."""
     checkpoint = write_toy_checkpoint(tmp_path / "checkpoint")
     argv = ["--model_name_or_path", checkpoint, "--dataset_paths", repos["stage2"], "--output_dir", tmp_path / "run"]
-    options = {"max_steps": 3, "logging_strategy": "steps", "logging_steps": 1, "dataset_weights": 1}
-    trainer = trainer_of(CONFIGS / "stage2_3d.yaml", argv, **options)
-    losses, step = iter([1.0, torch.nan, 1.0]), trainer.training_step
-    monkeypatch.setattr(trainer, "training_step", lambda *arguments: step(*arguments) * next(losses))
+    trainer = trainer_of(
+        CONFIGS / "stage2_3d.yaml", argv, max_steps=2, gradient_accumulation_steps=3, dataset_weights=1
+    )
+    check, read, checked = trainer.watch.check, torch.Tensor.tolist, []
+
+    def counted(*arguments):
+        reads = []
+        with monkeypatch.context() as patch, HostSyncs() as syncs:
+            patch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor) or read(tensor))
+            check(*arguments)
+        checked.append((len(trainer.watch.losses), len(reads), syncs.total))
+
+    monkeypatch.setattr(trainer.watch, "check", counted)
     trainer.train()
-    logged = [math.isnan(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    assert logged == [False, True, False]
+    assert checked == [(3, 1, 0)] * 2  # of 3 micro-steps one reading, of one small tensor
 
 
 def toy_batch(processor, scenes):

@@ -23,7 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from ..frames import DEPTH_BINS, describe_geometry_fault, describe_intrinsics_fault, is_rigid, scale_intrinsics
+from ..frames import (
+    DEPTH_BINS,
+    describe_distance_fault,
+    describe_geometry_fault,
+    describe_intrinsics_fault,
+    is_rigid,
+    scale_intrinsics,
+)
 from ..json_text import JSONError, check_encoding, parse_json
 from ..paths import resolve_inside
 from ..views import UnreadableFileError
@@ -274,6 +281,9 @@ def _geometry(token: Any, num_views: int) -> dict[str, list] | None:
         raise _UnusableRecord("geom_token 'R' is not a rotation")
     poses = np.linalg.inv(poses)
     arrays["R"], arrays["t"] = poses[:, :3, :3], poses[:, :3, 3]
+    fault = describe_distance_fault(arrays)
+    if fault is not None:
+        raise _UnusableRecord(f"geom_token: {fault}")
     return {name: array.tolist() for name, array in arrays.items()}
 
 

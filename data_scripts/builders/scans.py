@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ..frames import Frame, SceneReader, View, describe_geometry_fault, scale_intrinsics
+from ..frames import (
+    Frame,
+    SceneReader,
+    View,
+    describe_distance_fault,
+    describe_geometry_fault,
+    scale_intrinsics,
+)
 from ..paths import path_fault, resolve_inside
 from ..pictures import encode_png, is_plain, open_picture, orientation_of
 from ..scannet import Scan, has_recording, open_scan
@@ -76,7 +83,8 @@ def read_scan(scan: SceneReader, options: Options) -> tuple[list[StoredView], li
     if rejected:
         remarks.append(Remark("black, blurred or broken frames passed over", len(rejected), rejected[0]))
     views = [_store(scan, frame, options.image_size) for frame in chosen]
-    fault = describe_geometry_fault(_geometry(views) or {})
+    geometry = _geometry(views)
+    fault = describe_geometry_fault(geometry or {}) or describe_distance_fault(geometry)
     if fault is not None:
         raise UnreadableFileError(scan.folder, fault)
     if len(views) < options.num_views:

@@ -38,7 +38,7 @@ def describe(history: RunHistory) -> str:
     progress = f"step {history.last_step:,} of {total}"
     if history.seconds_per_step is not None:
         progress += f", {history.seconds_per_step:.2f} s per step"
-    if history.seconds_left and history.status != "finished":
+    if history.seconds_left and not history.status.startswith(("finished", "stopped")):
         end = datetime.fromtimestamp(history.last_write + history.seconds_left)
         progress += f", {duration(history.seconds_left)} to go from the last write: {end:%Y-%m-%d %H:%M}"
     lines.append(progress)

@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from recipes.launching.output import lock_holder
 from recipes.training.checkpoints import CheckpointError, check_checkpoint, checkpoints_of
 from recipes.training.preemption import PREEMPTED
-from recipes.training.run_config import RUN_CONFIG, read_run_config
+from recipes.training.run_config import RUN_CONFIG, STOPPED, read_run_config
 
 
 FINISHED = "train_results.json"
@@ -103,7 +103,8 @@ def read_history(output: Path, now: float | None = None) -> RunHistory:
         add_events(history, path)
     if history.max_steps is None and config is not None:
         history.max_steps = planned_steps(history, config["training"])
-    files = [path for path in [*states, *events, output / RUN_CONFIG, output / PREEMPTED] if path.is_file()]
+    words = [output / name for name in (RUN_CONFIG, PREEMPTED, STOPPED)]
+    files = [path for path in [*states, *events, *words] if path.is_file()]
     history.last_write = max((path.stat().st_mtime for path in files), default=0.0)
     history.status = describe_status(history, time.time() if now is None else now)
     return history
@@ -157,6 +158,10 @@ def planned_steps(history: RunHistory, training: dict) -> int | None:
 
 
 def describe_status(history: RunHistory, now: float) -> str:
+    stopped = history.output / STOPPED
+    if stopped.is_file():
+        word = json.loads(stopped.read_text(encoding="utf-8"))
+        return f"stopped at step {word['step']}: {word['reason']}; {STOPPED} has the scenes of the batch"
     if (history.output / FINISHED).is_file():
         return "finished"
     holder, quiet = lock_holder(history.output), now - history.last_write

@@ -135,6 +135,13 @@ class DataArguments:
         },
     )
     blind: bool = field(default=False, metadata={"help": "Withhold the images: the baseline of a language prior."})
+    on_unreadable: Literal["error", "skip"] = field(
+        default="error",
+        metadata={
+            "help": "Of a scene with a picture that cannot be decoded: error ends the run and names it, skip leaves it out, "
+            "counts and names it."
+        },
+    )
     image_size: int | None = field(
         default=None, metadata={"help": "Width of a view in pixels; by default the checkpoint's."}
     )
@@ -187,7 +194,10 @@ class SftArguments(TrainingArguments):
     # transformers' default looks at every micro-step's loss on the host, which waits for the GPU to have done its work.
     logging_nan_inf_filter: bool = field(
         default=False,
-        metadata={"help": "Leave losses that are not finite out of the log; the host then waits for each micro-step."},
+        metadata={
+            "help": "Leave losses that are not finite out of the log; the host then waits for each micro-step. Training ends "
+            "at one either way."
+        },
     )
     # These are the mechanism's, not the user's: only a whole model is published, the collator makes the model's inputs, answers are generated.
     hub_strategy: str = field(default="end", init=False)

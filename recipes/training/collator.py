@@ -17,6 +17,16 @@ def chat_prompt(processor: VggtQwen3Processor, question: str, with_images: bool)
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
+def collate_named(collate, examples: list[dict]) -> dict:
+    """
+    The batch that `collate` makes, with what [`StepWatch`] reads and no model takes: `packs` and, of those that were left
+    out, `unreadable`.
+    """
+    named = {"packs": [example["pack"] for example in examples if "pack" in example]}
+    named["unreadable"] = [example["unreadable"] for example in examples if "unreadable" in example]
+    return collate(examples) | named
+
+
 class PackCollator:
     """
     Makes the model's inputs of a list of examples from [`PackDataset`].
@@ -162,4 +172,4 @@ class PackCollator:
         }
 
 
-__all__ = ["PackCollator", "chat_prompt"]
+__all__ = ["PackCollator", "chat_prompt", "collate_named"]

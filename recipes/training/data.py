@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 
@@ -15,16 +17,33 @@ from data_scripts.pictures import open_picture, picture_size, to_rgb, upright_si
 from data_scripts.schema import missing_columns
 from data_scripts.views import UnreadableFileError
 from modeling_vggt_qwen3 import VggtQwen3ImageProcessorPil
+from modeling_vggt_qwen3.processing_vggt_qwen3 import (
+    FARTHEST,
+    GEOMETRY_SHAPES,
+    LARGEST,
+    SMALLEST_FOCAL_LENGTH,
+    camera_distances,
+    camera_problem,
+)
 
 from .store import FeatureStore, StoreEntry
 
 
 # Batches that are sorted by length together: enough for little padding, few enough for a random order.
 GROUPED_BATCHES = 16
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 class MissingSplitError(ValueError):
     """A prepared repository that is there has no such split."""
+
+
+class UnreadablePictureError(ValueError):
+    """A picture of a prepared repository that cannot be decoded; the message names repository, scene and view."""
+
+    def __init__(self, message: str):
+        # A data loader's process puts its traceback before it.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
 @dataclass(frozen=True)
@@ -50,8 +69,8 @@ class SceneDataset:
             it needs, no more is decoded than that (see [`decode_for`]). Without, views come as they are stored.
 
     Raises:
-        ValueError: if the repository, the split ([`MissingSplitError`]) or a column is not there, a question names an unknown scene, or the store does
-            not hold a scene.
+        ValueError: if the repository, the split ([`MissingSplitError`]) or a column is not there, a question names an unknown scene, the cameras of
+            a view in use are not finite in float32, or the store does not hold a scene.
     """
 
     def __init__(
@@ -87,6 +106,7 @@ class SceneDataset:
             self.questions_of_scene[row_of_scene[scene_id]].append(row)
         texts = zip(self.qa["situation"], self.qa["question"], strict=True)
         self.num_characters = [len(situation or "") + len(question) for situation, question in texts]
+        self._check_cameras(scenes.select_columns(["geometry"]))
         self.store = store
         if store is not None:
             self.cameras = scenes.select_columns(["geometry"])
@@ -94,6 +114,35 @@ class SceneDataset:
                 store.find(self.pictures(scene), scene_id, f"{path} split {split}")
                 for scene, scene_id in enumerate(self.scene_ids)
             ]
+
+    def _check_cameras(self, scenes: datasets.Dataset):
+        """Raises ValueError for cameras that no model can be trained with, naming scene, view and field."""
+        start = 0
+        for rows in scenes.with_format("arrow").iter(batch_size=1000):
+            # All at once: of half a million pictures without cameras, one by one would take minutes.
+            if not _look_usable(rows["geometry"]):
+                for scene, geometry in enumerate(rows["geometry"].to_pylist(), start):
+                    self._check_cameras_of(scene, geometry)
+            start += len(rows)
+
+    def _check_cameras_of(self, scene: int, geometry: dict | None):
+        where = f"{self.path}, split {self.split}, scene {self.scene_ids[scene]}"
+        advice = "Prepare the dataset again, which leaves such scenes out, or remove the scene."
+        if geometry is None:
+            return
+        try:
+            views = self.views_in_use(max(len(values or []) for values in geometry.values()))
+            cameras = geometry_of(geometry, views)
+            for key, shape in GEOMETRY_SHAPES.items():
+                if cameras[key].shape != (len(views), *shape):
+                    raise ValueError(f"{key} has the shape {cameras[key].shape}")
+            if cameras["depth_hist"].ndim != 2:
+                raise ValueError(f"depth_hist has the shape {cameras['depth_hist'].shape}")
+            problem = camera_problem(cameras)
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{where}: geometry is not one camera per view: {error!r}. {advice}") from error
+        if problem is not None:
+            raise ValueError(f"{where}, view {views[problem[0]]}: {problem[1]}. {advice}")
 
     def pictures(self, scene: int) -> list[bytes]:
         """The encoded pictures of a scene's views in use."""
@@ -144,7 +193,7 @@ class SceneDataset:
             keep (`list[int]`, *optional*): Positions, among the views in use, of those to return.
 
         Raises:
-            ValueError: if a view cannot be decoded, naming repository, scene and view.
+            UnreadablePictureError: if a view cannot be decoded, naming repository, scene and view.
         """
         images, _, geometry = self._decode(scene, keep, None)
         return images, geometry
@@ -164,8 +213,8 @@ class SceneDataset:
                         decode_for(image, image_processor)
                     images.append(to_rgb(image))
             except UnreadableFileError as error:
-                # A data loader's process cannot hand it on: it has two arguments.
-                raise ValueError(str(error)) from None
+                # A data loader's process cannot hand that one on: it has two arguments.
+                raise UnreadablePictureError(str(error)) from None
         return images, sizes, None if row["geometry"] is None else geometry_of(row["geometry"], views)
 
     def questions(self, rows: Sequence[int]) -> list[dict]:
@@ -188,7 +237,40 @@ class SceneDataset:
 
 def geometry_of(geometry: dict, views: list[int]) -> dict[str, np.ndarray]:
     """`R [V,3,3]`, `t [V,3]`, `K [V,3,3]` and `depth_hist [V,16]`, float32, of some of a scene's stored views."""
-    return {key: np.asarray([values[view] for view in views], dtype=np.float32) for key, values in geometry.items()}
+    with np.errstate(over="ignore"):  # refused where the dataset is opened
+        return {
+            key: np.asarray([values[view] for view in views], dtype=np.float32) for key, values in geometry.items()
+        }
+
+
+def _look_usable(column: pa.ChunkedArray) -> bool:
+    """Whether all cameras of a column `geometry` surely are finite and as many as there are views; nulls are none."""
+    scenes = column.combine_chunks().drop_null()
+    if not pa.types.is_struct(scenes.type):
+        return len(scenes) == 0
+    numbers, views = {}, {}  # all numbers of a field in a row; of each scene its number of views
+    for key, largest in LARGEST.items():
+        if scenes.type.get_field_index(key) < 0:
+            return False
+        values, dimensions = scenes.field(key), 0
+        while any(is_list(values.type) for is_list in LISTS):
+            values, dimensions = values.flatten(), dimensions + 1
+        if dimensions != 1 + len(GEOMETRY_SHAPES.get(key, [0])):
+            return False
+        if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
+            return False
+        with np.errstate(over="ignore"):
+            numbers[key] = values.to_numpy(zero_copy_only=False).astype(np.float32)
+        views[key] = pc.fill_null(pc.list_value_length(scenes.field(key)), 0).to_numpy(zero_copy_only=False)
+        if not (np.abs(numbers[key]) <= largest).all() or (views[key] != views["R"]).any():
+            return False
+    if any(len(numbers[key]) != views[key].sum() * np.prod(shape) for key, shape in GEOMETRY_SHAPES.items()):
+        return False
+    if (np.abs(numbers["K"].reshape(-1, 9)[:, [0, 4]]) < SMALLEST_FOCAL_LENGTH).any():
+        return False
+    first = np.repeat(np.cumsum(views["t"]) - views["t"], views["t"])
+    distances = camera_distances(numbers["R"].reshape(-1, 3, 3), numbers["t"].reshape(-1, 3), first)
+    return bool((distances <= FARTHEST).all())
 
 
 def decode_for(image: Image.Image, image_processor: VggtQwen3ImageProcessorPil):
@@ -231,8 +313,9 @@ def anchor_of(row: dict) -> list[float] | None:
 
 class PackDataset(torch.utils.data.Dataset):
     """
-    Training examples, indexed by [`Pack`]: what `scene_inputs` gives, a list of (question, answer) texts, and the list
-    `anchors` of their boxes (see [`anchor_of`]).
+    Training examples, indexed by [`Pack`]: what `scene_inputs` gives, a list of (question, answer) texts, the list
+    `anchors` of their boxes (see [`anchor_of`]), and the `pack` itself. One that was left out has neither views nor
+    questions, which changes nothing in the loss, and is `unreadable`: (repository, scene, message).
 
     Args:
         sources (`list[SceneDataset]`): The datasets to mix.
@@ -243,6 +326,7 @@ class PackDataset(torch.utils.data.Dataset):
             Otherwise one of the subsets in the store is drawn, which the encoder has seen as it is.
         anchor_text_share (`float`): Share of the anchors that are trained with the text of their action; the others, whose
             answer is None, train the anchor head alone. The first question of a sequence always has its text.
+        on_unreadable (`"error"` or `"skip"`): What becomes of a pack whose pictures cannot be decoded.
 
     Raises:
         ValueError: if a question has no answer to train on, naming it, or a store has no subsets for `view_dropout`.
@@ -256,8 +340,10 @@ class PackDataset(torch.utils.data.Dataset):
         blind: bool = False,
         drop_tokens: bool = False,
         anchor_text_share: float = 1.0,
+        on_unreadable: str = "error",
     ):
         self.sources = sources
+        self.on_unreadable = on_unreadable
         self.questions_per_scene = questions_per_scene
         self.view_dropout = view_dropout
         self.blind = blind
@@ -287,6 +373,19 @@ class PackDataset(torch.utils.data.Dataset):
         return sum(self.packs_of_source(source) for source in range(len(self.sources)))
 
     def __getitem__(self, pack: Pack) -> dict:
+        try:
+            return self._example(pack) | {"pack": pack}
+        except UnreadablePictureError as error:
+            if self.on_unreadable == "error":
+                raise
+            # Whoever reads it, and whenever, leaves out the same; no other pack draws another number for it.
+            nothing = {"images": [], "image_sizes": [], "geometry": None, "questions": [], "anchors": [], "pack": pack}
+            if not pack.questions:  # which only completes a batch
+                return nothing
+            source = self.sources[pack.dataset]
+            return nothing | {"unreadable": (source.path, source.scene_ids[pack.scene], str(error))}
+
+    def _example(self, pack: Pack) -> dict:
         source = self.sources[pack.dataset]
         rng = np.random.default_rng(pack.seed)
         questions, anchors = [], []
@@ -394,6 +493,7 @@ __all__ = [
     "PackDataset",
     "PackSampler",
     "SceneDataset",
+    "UnreadablePictureError",
     "action_of",
     "anchor_of",
     "check_disjoint",

@@ -45,7 +45,8 @@ def start_record(trainer, model_arguments) -> Path | None:
         return None
     arguments, data_arguments = trainer.args, trainer.data_arguments
     path = Path(arguments.output_dir) / RECORD
-    sessions = read_json(path)["sessions"] if path.is_file() else []
+    before = read_json(path) if path.is_file() else {}
+    sessions = before.get("sessions", [])
     session = {"started": now(), "finished": None, "seconds": None, "processes": arguments.world_size}
     record = {
         "command": [shorten_path(word) for word in sys.argv],
@@ -55,13 +56,34 @@ def start_record(trainer, model_arguments) -> Path | None:
         "sessions": [*sessions, session | {"machine": describe_machine()}],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }
+    if "unreadable" in before:
+        record["unreadable"] = before["unreadable"]
     write_atomically(path, json.dumps(record, indent=2) + "\n")
     return path
 
 
-def finish_record(path: Path | None, metrics: dict[str, float]):
-    """Adds to the record at `path` that training has ended, with Trainer's metrics of it."""
+def record_unreadable(output_dir: str, sequences: int, scenes: list[str]):
+    """
+    Writes to a run's record, if there is one, that so many sequences were left out so far (`on_unreadable: skip`).
+
+    Args:
+        scenes (`list[str]`): Of those that were not met before, which picture cannot be read and why. The record has the
+            first hundred.
+    """
+    path = Path(output_dir) / RECORD
+    if path.is_file():
+        record = read_json(path)
+        known = record.get("unreadable", {}).get("scenes", [])
+        scenes = list(dict.fromkeys([*known, *scenes]))[:100]
+        record["unreadable"] = {"sequences": sequences, "scenes": scenes}
+        write_atomically(path, json.dumps(record, indent=2) + "\n")
+
+
+def finish_record(path: Path | None, metrics: dict[str, float], unreadable: int = 0):
+    """Adds to the record at `path` that training has ended, with Trainer's metrics of it and the sequences left out."""
     if path is not None:
+        if unreadable:
+            record_unreadable(str(path.parent), unreadable, [])
         record = read_json(path)
         seconds = metrics["train_runtime"]
         record["sessions"][-1] |= {"finished": now(), "seconds": seconds}
@@ -190,5 +212,6 @@ __all__ = [
     "hash_weights",
     "read_json",
     "read_record",
+    "record_unreadable",
     "start_record",
 ]

@@ -13,6 +13,7 @@ from .preemption import PREEMPTED
 
 
 RUN_CONFIG = "run_config.yaml"
+STOPPED = "stopped.json"  # of a run that a loss or gradient ended which is not finite
 
 # What does not change the weights that come out, or may be another path to the same files.
 FREE = {
@@ -24,6 +25,7 @@ FREE = {
     "global_batch_size",  # compared as what is in force, whoever set it
     "loss_chunk_size",
     "max_new_tokens",
+    "on_unreadable",  # which has to change where a run has met the picture
     "verify_data",
     "vision_attn_implementation",
 }
@@ -134,7 +136,7 @@ def check_same_batch(checkpoint: Path, config: dict):
 
 def write_run_config(output_dir: Path, config: dict):
     """
-    Marks `output_dir` as that of a run with the settings `config`, which is no longer preempted.
+    Marks `output_dir` as that of a run with the settings `config`, which is no longer preempted or stopped.
 
     Raises:
         ValueError: if it cannot be written to.
@@ -149,11 +151,13 @@ def write_run_config(output_dir: Path, config: dict):
         raise ValueError(
             f"cannot write to {output_dir} ({error.strerror}): give another with --output_dir."
         ) from error
-    (output_dir / PREEMPTED).unlink(missing_ok=True)
+    for word in (PREEMPTED, STOPPED):
+        (output_dir / word).unlink(missing_ok=True)
 
 
 __all__ = [
     "RUN_CONFIG",
+    "STOPPED",
     "check_output_dir",
     "check_same_batch",
     "differences",

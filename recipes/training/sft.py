@@ -22,7 +22,7 @@ from .arguments import ModelArguments, check_checkpoint_for, no_eval_split, pars
 from .checkpoints import CheckpointError, agree, check_base, checkpoint_to_resume
 from .collator import PackCollator
 from .compilation import check_compile_layers, compile_layers
-from .data import MissingSplitError, PackDataset, SceneDataset, check_disjoint
+from .data import MissingSplitError, PackDataset, SceneDataset, UnreadablePictureError, check_disjoint
 from .evaluating import check_evaluations
 from .inputs import check_data
 from .precision import cast_trained, keep_trained_in_float32, load_dtype
@@ -31,6 +31,7 @@ from .record import finish_record, start_record
 from .run_config import check_output_dir, check_same_batch, resolved_config, write_run_config
 from .store import FeatureStore, store_key
 from .trainer import VggtQwen3Trainer, freeze_and_adapt
+from .watch import NonFiniteError, exit_stopped
 from .zero import check_deepspeed_config
 
 
@@ -59,6 +60,11 @@ def main(default_config: Path):
         exit_preempted(preempted, training_arguments.output_dir)
     try:
         run(trainer, model_arguments, preemption, checkpoint)
+    except NonFiniteError as error:
+        exit_stopped(error, training_arguments.output_dir, Path(sys.argv[0]).name)
+    except UnreadablePictureError as error:
+        advice = "With --on_unreadable skip the same command leaves such scenes out and goes on."
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}" + f". {advice}" * (data_arguments.on_unreadable == "error"))
     except CheckpointError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
@@ -124,6 +130,7 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
         data_arguments.anchor_text_share
         if processor.has_anchor_head or model_arguments.numbers_from == "head"
         else 1.0,
+        data_arguments.on_unreadable,
     )
 
     ################
@@ -193,7 +200,11 @@ def run(trainer: VggtQwen3Trainer, model_arguments, preemption: Preemption, chec
     # Training
     ################
     record = start_record(trainer, model_arguments)
-    result = train_or_exit(trainer, preemption, checkpoint)
+    try:
+        result = train_or_exit(trainer, preemption, checkpoint)
+    except NonFiniteError:
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # closes the logs
+        raise
     trainer.log_metrics("train", result.metrics)
     trainer.save_state()
 
@@ -201,7 +212,7 @@ def run(trainer: VggtQwen3Trainer, model_arguments, preemption: Preemption, chec
     # Saving
     ################
     save(trainer, model_arguments)
-    finish_record(record, result.metrics)
+    finish_record(record, result.metrics, trainer.watch.total)
     # Last, so that whoever finds this file finds a whole model.
     trainer.save_metrics("train", result.metrics)
     if trainer.args.push_to_hub:

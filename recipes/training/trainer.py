@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trainer of VGGT-Qwen3: parameter groups per module, packed sampling, evaluation by generated answers."""
 
+import logging
 import re
 import time
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object, send_to_device
 from huggingface_hub import HfApi
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import speed_metrics
 
@@ -20,12 +23,17 @@ from recipes.publishing.upload import make_unevaluated_card
 
 from .arguments import DataArguments, ModelArguments
 from .checkpoints import ResumableTrainer
-from .data import PackSampler, SceneDataset
+from .collator import collate_named
+from .data import PackSampler, SceneDataset, UnreadablePictureError
 from .evaluating import BEST, measure, metrics_of, rows_to_ask
 from .monitoring import Throughput
 from .muon import MuonAdamW
 from .precision import autocast, use_autocast_under_zero
 from .record import RECORD
+from .watch import UNREADABLE, StepWatch
+
+
+logger = logging.getLogger(__name__)
 
 
 def freeze_and_adapt(model: VggtQwen3ForConditionalGeneration, arguments: ModelArguments):
@@ -87,6 +95,8 @@ class VggtQwen3Trainer(ResumableTrainer):
         data_arguments (`DataArguments`): Mixing weights, blindness, number of evaluation questions.
         eval_sources (`list[SceneDataset]`): What evaluations answer.
         loss_weights (`dict[str, float]`, *optional*): Weights of a model's `losses`, each of which is logged apart.
+
+    `train` raises [`NonFiniteError`] at the first step whose loss or gradient is not finite, on all processes.
     """
 
     def __init__(
@@ -107,6 +117,9 @@ class VggtQwen3Trainer(ResumableTrainer):
         super().__init__(*args, eval_dataset=eval_sources, **kwargs)
         self.throughput = Throughput(self.data_collator.processor.tokenizer.pad_token_id)
         self.add_callback(self.throughput)
+        self.watch = StepWatch(self.train_dataset.sources, self.args.output_dir)
+        self.add_callback(self.watch)
+        self.unreadable_rows: dict[SceneDataset, set[int]] = {}  # of the sources of evaluations
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
@@ -171,8 +184,19 @@ class VggtQwen3Trainer(ResumableTrainer):
             self.optimizer = MuonAdamW(muon_groups, groups, **optimizer_kwargs)
         return self.optimizer
 
+    def get_train_dataloader(self):
+        collate = self.data_collator
+        self.data_collator = partial(collate_named, collate)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collate
+
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.watch.begin(batches)
+        if torch.is_tensor(num_items):
+            num_items = num_items.clamp(min=1)  # where all of a step is left out there is no answer to average over
         self.throughput.count(batches)
         # Anchor losses are averaged as Trainer averages the tokens': over accumulated batches and all processes.
         if self.model.config.anchor_hidden_size:
@@ -193,6 +217,33 @@ class VggtQwen3Trainer(ResumableTrainer):
             self.loss_sums[name] = self.loss_sums.get(name, 0) + value.detach()
         return (loss, outputs) if return_outputs else loss
 
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.watch.losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        # Called once per optimizer step, before it; under DeepSpeed after it, which ZeRO leaves out by itself where the
+        # norm is not finite. With float16 infinite gradients are how the loss's scale is found: the scaler skips them.
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        scaled = self.accelerator.scaler is not None
+        self.watch.check(self.accelerator, None if scaled else grad_norm, self.state.global_step + 1)
+        return grad_norm
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        if is_deepspeed_zero3_enabled() and isinstance(self.model, PeftModel):
+            # DeepSpeed leaves out what is frozen; of the modules that PEFT saves whole it wants that too.
+            frozen = {
+                name: parameter
+                for name, parameter in self.model.named_parameters()
+                if ".modules_to_save." in name and not parameter.requires_grad
+            }
+            gathered = import_module("deepspeed").zero.GatheredParameters(list(frozen.values()))
+            with gathered:  # on all processes together
+                if self.args.should_save:
+                    state_dict |= {name: parameter.detach().cpu().clone() for name, parameter in frozen.items()}
+        super()._save(output_dir, state_dict)
+
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if self.loss_sums and "loss" in logs:
             # Each is this process's part of a mean over all of them.
@@ -202,9 +253,9 @@ class VggtQwen3Trainer(ResumableTrainer):
             logs |= {f"loss_{name}": value / steps for name, value in zip(names, sums.tolist(), strict=True)}
             self.loss_sums = {}
         if "loss" in logs:
-            # transformers takes the sum from itself to reset it; one that is not a number would stay in all later logs.
-            self._tr_loss.zero_()
             logs |= self.throughput.measure(self.accelerator)
+            if self.watch.total:
+                logs[UNREADABLE] = self.watch.logged = self.watch.total
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -216,7 +267,7 @@ class VggtQwen3Trainer(ResumableTrainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        found, paths = [], self.data_arguments.dataset_paths
+        found, unreadable, paths = [], 0, self.data_arguments.dataset_paths
         # Numbered as `dataset_paths`, of which some may have nothing to evaluate on.
         numbers = [
             paths.index(source.path) if source.path in paths else position
@@ -224,6 +275,8 @@ class VggtQwen3Trainer(ResumableTrainer):
         ]
         for number, source in zip(numbers, self.eval_sources, strict=True):
             asked = rows_to_ask(source, self.data_arguments.eval_questions, self.args.seed)
+            readable = {kind: self._readable(source, rows) for kind, rows in asked.items()}
+            unreadable += sum(len(asked[kind]) - len(readable[kind]) for kind in asked)
             with autocast(self.args):
                 found += [
                     (number, *result)
@@ -231,7 +284,7 @@ class VggtQwen3Trainer(ResumableTrainer):
                         model,
                         self.processing_class,
                         source,
-                        asked,
+                        readable,
                         self.args.max_new_tokens,
                         blind=self.data_arguments.blind,
                         batch_size=self.args.per_device_eval_batch_size,
@@ -246,6 +299,8 @@ class VggtQwen3Trainer(ResumableTrainer):
         for number in dict.fromkeys(numbers) if len(paths) > 1 else ():
             own = metrics_of([result for source, *result in found if source == number], metric_key_prefix)
             metrics |= {f"{name}_{number}": value for name, value in own.items()}
+        if unreadable:
+            metrics[f"{metric_key_prefix}_unreadable_questions"] = unreadable
         metrics.update(speed_metrics(metric_key_prefix, start, num_samples=len(found)))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -254,6 +309,31 @@ class VggtQwen3Trainer(ResumableTrainer):
     def _determine_best_metric(self, metrics, trial) -> bool:
         # Of lists and rooms alone there is none; a run that needs one was refused before it began.
         return BEST in metrics and super()._determine_best_metric(metrics, trial)
+
+    def _readable(self, source: SceneDataset, rows: list[int]) -> list[int]:
+        """
+        `rows` without those about scenes that cannot be read, if `on_unreadable` is skip. Before the first evaluation every
+        scene is decoded once, by one of the processes; then all leave out the same.
+
+        Raises:
+            UnreadablePictureError: if no scene can be read.
+        """
+        if self.data_arguments.on_unreadable == "error" or self.data_arguments.blind or source.store is not None:
+            return rows
+        if source not in self.unreadable_rows:
+            found = []
+            for scene in list(source.questions_of_scene)[self.args.process_index :: self.args.world_size]:
+                try:
+                    source.scene_inputs(scene)
+                except UnreadablePictureError as error:
+                    found.append((scene, str(error)))
+            found = gather_object(found)
+            for _, message in found if self.is_world_process_zero() else ():
+                logger.warning("Left out of evaluations, as on_unreadable: skip has it: %s", message)
+            if len(found) == len(source.questions_of_scene):
+                raise UnreadablePictureError(f"{source.path}, split {source.split}: no scene can be read")
+            self.unreadable_rows[source] = {row for scene, _ in found for row in source.questions_of_scene[scene]}
+        return [row for row in rows if row not in self.unreadable_rows[source]]
 
     def create_model_card(self, *args, **kwargs):
         """Writes the card that `push_to_hub.py` would write to `output_dir`, as far as it can be known without an evaluation."""
