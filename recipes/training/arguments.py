@@ -20,6 +20,7 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 from transformers.integrations.hub_kernels import is_kernel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from data_scripts.credentials import HUB_TOKEN_VARIABLE, DiscreetParser, hide_credentials, without_credentials
 from modeling_vggt_qwen3 import VggtQwen3Config
 from modeling_vggt_qwen3.configuration_vggt_qwen3 import PACKING_ATTENTION
 
@@ -190,6 +191,8 @@ class SftArguments(TrainingArguments):
     greater_is_better: bool | None = field(default=True, init=False)
 
     def __post_init__(self):
+        # recipes.launch hands a token on so: command lines are seen by all users of a machine, and told where a run fails.
+        self.hub_token = os.environ.pop(HUB_TOKEN_VARIABLE, self.hub_token)
         # bf16 on a machine without an accelerator needs to be told that the CPU is meant.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1
@@ -207,6 +210,20 @@ class SftArguments(TrainingArguments):
             self.hf_deepspeed_config = HfTrainerDeepSpeedConfig(self.deepspeed)
             self.hf_deepspeed_config.trainer_config_process(self)
             self.deepspeed_plugin = DeepSpeedPlugin(hf_ds_config=self.hf_deepspeed_config)
+
+    def to_dict(self) -> dict:
+        """For run_config.yaml and the logs (TensorBoard, ...): without tokens."""
+        return without_credentials(super().to_dict())
+
+    def __getstate__(self) -> dict:
+        # training_args.bin beside each checkpoint is a pickle of this.
+        plain = {name: hide_credentials(value) for name, value in vars(self).items() if type(value) is str}
+        return vars(self) | plain | {"hub_token": None}
+
+    def __str__(self) -> str:
+        return hide_credentials(super().__str__())
+
+    __repr__ = __str__
 
 
 def accumulation_steps(global_batch: int | None, micro_batch: int, num_processes: int, given: int | None) -> int:
@@ -273,9 +290,13 @@ def yaml_to_argv(path: Path, parser: HfArgumentParser) -> list[str]:
     return argv
 
 
+class RecipeParser(DiscreetParser, HfArgumentParser):
+    """`HfArgumentParser`, which does not repeat a token in what it says about a command line."""
+
+
 def make_parser(default_config: Path) -> HfArgumentParser:
     """The parser of a recipe's command line, `--config` included."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, SftArguments), allow_abbrev=False)
+    parser = RecipeParser((ModelArguments, DataArguments, SftArguments), allow_abbrev=False)
     parser.add_argument("--config", type=Path, default=default_config, help="YAML file; other arguments override it.")
     return parser
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 from transformers import TrainingArguments
 
+from data_scripts.credentials import without_credentials
+
 from .preemption import PREEMPTED
 
 
@@ -35,7 +37,7 @@ TRAINING_KEYS = (
 
 
 def resolved_config(model_arguments, data_arguments, training_arguments) -> dict:
-    """All settings of a run as plain values, by kind, and the batch that they amount to."""
+    """All settings of a run as plain values, by kind, and the batch that they amount to; without tokens."""
     training = training_arguments
     config = {
         "model": asdict(model_arguments),
@@ -48,7 +50,7 @@ def resolved_config(model_arguments, data_arguments, training_arguments) -> dict
             "world_size": training.world_size,
         },
     }
-    return json.loads(json.dumps(config, default=str))
+    return without_credentials(json.loads(json.dumps(config, default=str)))
 
 
 def result_settings(config: dict) -> dict:

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorBoard logs as they are published: the curves, without the texts beside them (arguments, folders) and host names."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from data_scripts.hub import Files, own_file
+
+
+LOGS = "runs/**/events.out.tfevents.*"
+
+
+def published_logs(folder: Path) -> Files:
+    """
+    The numbers of each log below `folder/runs`, as `runs/N/events.out.tfevents.TIME.N`, in the order of their names; a log
+    without numbers is left out.
+
+    Raises:
+        UploadError: if one of them is a link to somewhere else.
+    """
+    paths = sorted(path for path in folder.glob(LOGS) if path.is_file())
+    files: Files = {}
+    for number, path in enumerate((own_file(folder, str(path.relative_to(folder))) for path in paths), start=1):
+        events = list(_scalars(path))
+        if events:
+            stream = io.BytesIO()
+            writer = RecordWriter(stream)
+            for event in [Event(wall_time=events[0].wall_time, file_version="brain.Event:2"), *events]:
+                writer.write(event.SerializeToString())
+            files[f"runs/{number}/events.out.tfevents.{int(events[0].wall_time)}.{number}"] = stream.getvalue()
+    return files
+
+
+def _scalars(path: Path) -> Iterator[Event]:
+    """The events of a log with a number, with nothing but their tags and numbers; one that was cut off ends early."""
+    for record in RawEventFileLoader(str(path)).Load():
+        event = Event.FromString(record)
+        values = [value for value in event.summary.value if value.WhichOneof("value") == "simple_value"]
+        if values:
+            summary = Summary(
+                value=[Summary.Value(tag=value.tag, simple_value=value.simple_value) for value in values]
+            )
+            yield Event(wall_time=event.wall_time, step=event.step, summary=summary)
+
+
+__all__ = ["published_logs"]
