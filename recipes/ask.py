@@ -88,7 +88,7 @@ def ask(arguments: argparse.Namespace) -> str:
         check_plan_path(arguments.save_plan)
     cameras = None if arguments.cameras is None else read_cameras(arguments.cameras)
     views = [read_photo(path) for path in arguments.photos]
-    processor = VggtQwen3Processor.from_pretrained(arguments.model)
+    processor = VggtQwen3Processor.from_pretrained(arguments.model, trust_remote_code=False)
     if arguments.image_mode is not None:
         processor.image_processor.mode = arguments.image_mode
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
