@@ -42,8 +42,10 @@ from modeling_vggt_qwen3.convert_inputs import (
     WeightFiles,
     find_source,
     find_weight_files,
+    load_generation_config,
     load_text_config,
     load_tokenizer,
+    naming,
 )
 from modeling_vggt_qwen3.convert_weights import (
     check_disk,
@@ -292,8 +294,10 @@ def convert_released(
     tokenizer = load_tokenizer(sources["text"], text_config.vocab_size)
     chat_template, meaning = choose_chat_template(tokenizer, sources["text"].name)
     tokenizer.chat_template = None  # the processor's takes the place of one for text alone
+    generation_config = load_generation_config(sources["text"], text_config)
     weights = {part: WeightFiles(source.path) for part, source in sources.items()}
-    vision_config = infer_vggt_config(weights["vggt"].tensors, depth_head_layers, rope_theta)
+    with naming(sources["vggt"].path):
+        vision_config = infer_vggt_config(weights["vggt"].tensors, depth_head_layers, rope_theta)
     config = VggtQwen3Config(
         vision_config=vision_config,
         text_config=text_config,
@@ -304,7 +308,7 @@ def convert_released(
         **sizes,
     )
     processor = create_processor(config, tokenizer, chat_template)
-    with torch.device("meta"):
+    with naming(sources["text"].folder / "config.json"), torch.device("meta"):
         model = VggtQwen3ForConditionalGeneration._from_config(config, dtype=getattr(torch, dtype))
     vggt_part, left_out = match_vggt(weights["vggt"], model)
     text_part = match_text(weights["text"], model)
@@ -341,10 +345,6 @@ def convert_released(
         custom_object_save(model, folder, config=config)
         config.save_pretrained(folder)
         processor.save_pretrained(folder)
-        text_folder = sources["text"].folder
-        generation_config = GenerationConfig.from_model_config(text_config)
-        if (text_folder / "generation_config.json").is_file():
-            generation_config = GenerationConfig.from_pretrained(text_folder)
         # A base model's may not name the end of a turn, with which the answers end that are trained.
         ends = generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
@@ -352,6 +352,7 @@ def convert_released(
             generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
         generation_config.save_pretrained(folder)
 
+        text_folder = sources["text"].folder
         companions = ("config.json", "generation_config.json", *tokenizer.vocab_files_names.values())
         read = {part: files.files for part, files in weights.items()}
         read["text"] += [text_folder / name for name in dict.fromkeys(companions) if (text_folder / name).is_file()]

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A conversion of strangers' files ends in a checkpoint or in one line that names the file, and runs nothing of them."""
+
+import shutil
+
+import pytest
+from hostile import count
+from hostile.conversions import MARKER, conversions
+from safetensors.torch import load_file, save_file
+from test_convert import FIXTURES, OPTIONS, write_text_model
+
+from modeling_vggt_qwen3 import convert_vggt_qwen3_to_hf as converter
+
+
+@pytest.mark.slow
+def test_hostile_checkpoints(tmp_path):
+    """Catches a traceback, or a message that leaves open which of the many files it is about."""
+    text = write_text_model(tmp_path / "good")
+    save_file(load_file(FIXTURES / "tiny_weights.safetensors"), tmp_path / "good.safetensors")
+
+    def attempt(case):
+        vggt, folder, _ = case
+        output = tmp_path / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        converter.convert_released(str(vggt), str(folder), output, **OPTIONS)
+
+    cases = conversions(tmp_path / "good.safetensors", text, tmp_path / "work", seed=0, values=20)
+    # Of the language model its folder, of which most files are read by transformers and tokenizers.
+    counts = count(
+        "conversions", cases, attempt, (OSError, ValueError),
+        lambda what, case: "stranger" if case[2].parent.name == "stranger" else case[2].name,
+    )  # fmt: skip
+    assert counts.tracebacks == [], "\n".join(counts.tracebacks)
+    assert counts.refused > 150 and not (tmp_path / MARKER).exists()
