@@ -163,6 +163,19 @@ def test_the_launcher_hands_a_token_on_unseen(monkeypatch):
     assert SftArguments(output_dir="out").hub_token is None
 
 
+def test_the_job_scripts_say_no_token(tmp_path):
+    """Catches a token in a job's output, which often lies where others read."""
+    stubs = """
+        scontrol() { [ "$2" = hostnames ] && echo node1 || echo "NodeName=node1 NodeAddr=10.0.0.1 Port=1"; }
+        srun() { true; }
+    """
+    variables = {"MODULES": "", "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_ID": "7"}
+    script = f"{stubs}\n. recipes/slurm/common.sh\nrun_stage stage2 --num_processes auto -- --hub_token {PLAIN}"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=os.environ | variables, text=True, capture_output=True, check=False)  # fmt: skip
+    assert done.returncode == 0 and "stage2, meeting at 10.0.0.1:20007" in done.stdout, done
+    assert PLAIN not in done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_a_run_leaves_no_trace_of_its_token(tmp_path):
     """Catches a token in any byte of any file of a run, or in what it prints, also where accelerate tells a failed command."""

@@ -6,7 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from hub_server import TOKEN
+from huggingface_hub import HfApi
 from published_run import make_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -108,6 +112,22 @@ def test_links_of_evaluations_and_prepared_data(run, tmp_path):
         _push(None, "org/data", data, True, "v1")
     with pytest.raises(UploadError, match="is not in"):
         own_file(data, "/etc/hostname")
+
+
+def test_prepared_data_go_without_paths(hub, tmp_path):
+    """Catches folders of the machine in the manifest's list of scenes that were left out, and in the card's notes."""
+    (tmp_path / "qa").mkdir()
+    table = pyarrow.table({"question": ["What is it?"]})
+    pyarrow.parquet.write_table(table, tmp_path / "qa" / "train-00000-of-00001.parquet")
+    left_out = [{"scene_id": "a", "file": "/home/someone/scans/a.sens", "reason": "file:///home/someone/b is cut"}]
+    manifest = {"files": {"qa/train-00000-of-00001.parquet": 1}, "left_out": left_out, "notes": []}
+    (tmp_path / "preparation.json").write_text(json.dumps(manifest))
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nSee `/home/someone/notes.txt`.\n")
+    _push(HfApi(endpoint=hub.url, token=TOKEN), "org/data", tmp_path, True, "v1")
+    files = hub.repos["dataset", "org/data"].head.files
+    assert b"someone" not in b"".join(file.content for file in files.values())
+    kept = json.loads(files["preparation.json"].content)
+    assert kept["left_out"] == [{"scene_id": "a", "file": "a.sens", "reason": "b is cut"}]
 
 
 @pytest.mark.parametrize("text", SPELLINGS)
