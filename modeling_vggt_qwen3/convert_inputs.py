@@ -181,6 +181,14 @@ def _load_torch_file(file: Path) -> dict[str, torch.Tensor]:
     return loaded
 
 
+def open_safetensors(file: Path):
+    """`safe_open`, with a ValueError that names the file if it is none."""
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or not a safetensors file: {error}") from error
+
+
 class WeightFiles:
     """
     The tensors of one checkpoint: their names and shapes at once, their values on demand.
@@ -218,7 +226,7 @@ class WeightFiles:
 
     def _describe(self, file: Path) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
-            with self._open_safetensors(file) as opened:
+            with open_safetensors(file) as opened:
                 slices = {key: opened.get_slice(key) for key in opened.keys()}
                 found = {key: (part.get_shape(), part.get_dtype()) for key, part in slices.items()}
         else:
@@ -229,13 +237,6 @@ class WeightFiles:
             if dtype not in DTYPES:
                 raise ValueError(f"{key} in {file} has type {dtype}; weights must be one of {', '.join(DTYPES)}.")
         return {key: torch.empty(shape, dtype=DTYPES[dtype], device="meta") for key, (shape, dtype) in found.items()}
-
-    @staticmethod
-    def _open_safetensors(file: Path):
-        try:
-            return safe_open(file, framework="pt", device="cpu")
-        except SafetensorError as error:
-            raise ValueError(f"{file} is truncated or not a safetensors file: {error}") from error
 
     @contextmanager
     def open(self) -> Iterator[Callable[[str], torch.Tensor]]:
@@ -252,7 +253,7 @@ class WeightFiles:
                 file = self._file_of[key]
                 if file not in readers:
                     if file.suffix == ".safetensors":
-                        readers[file] = stack.enter_context(self._open_safetensors(file)).get_tensor
+                        readers[file] = stack.enter_context(open_safetensors(file)).get_tensor
                     else:
                         readers[file] = _load_torch_file(file).__getitem__
                 return readers[file](key)
@@ -357,4 +358,6 @@ __all__ = [
     "load_text_config",
     "load_tokenizer",
     "naming",
+    "open_safetensors",
+    "read_json",
 ]

@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, Qwen2Tokenizer, Qwen3Config, set_seed
 from transformers.dynamic_module_utils import custom_object_save
@@ -46,6 +45,8 @@ from modeling_vggt_qwen3.convert_inputs import (
     load_text_config,
     load_tokenizer,
     naming,
+    open_safetensors,
+    read_json,
 )
 from modeling_vggt_qwen3.convert_weights import (
     check_disk,
@@ -387,20 +388,26 @@ def resize_perceiver(checkpoint: Path, output: Path, projector_num_latents: int,
         ValueError: if it has no perceiver, that many latents already, or the number is not positive.
     """
     check_output(output)
-    config = VggtQwen3Config.from_json_file(checkpoint / "config.json")
+    contents = {name: read_json(checkpoint / name) for name in ("config.json", "processor_config.json")}
+    with naming(checkpoint / "config.json"):
+        config = VggtQwen3Config.from_dict(contents["config.json"])
     sizes = check_projector_sizes(config.projector_type, {"projector_num_latents": projector_num_latents})
     if config.projector_num_latents == projector_num_latents:
         raise ValueError(f"{checkpoint} has {projector_num_latents} latents already.")
     key = "model.projector.latents"
     files, index = find_weight_files(checkpoint)
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
+        with open_safetensors(file) as tensors:
             if key in tensors.keys():
                 break
     else:
         raise ValueError(f"{checkpoint} has no tensor {key}.")
     tensors = load_file(file)
     before = tensors[key]
+    if list(before.shape) != [config.projector_num_latents, config.projector_hidden_size]:
+        raise ValueError(
+            f"{key} in {file} has shape {list(before.shape)}, which is not what {checkpoint / 'config.json'} says."
+        )
     kept = before[:projector_num_latents]
     generator = torch.Generator().manual_seed(seed)
     new = torch.randn(projector_num_latents - len(kept), before.shape[1], generator=generator)
@@ -410,11 +417,10 @@ def resize_perceiver(checkpoint: Path, output: Path, projector_num_latents: int,
             if path.is_file() and path != file:
                 shutil.copyfile(path, folder / path.name)
         save_file(tensors, folder / file.name, metadata={"format": "pt"})
-        for name in ("config.json", "processor_config.json"):
-            content = json.loads((checkpoint / name).read_text(encoding="utf-8"))
+        for name, content in contents.items():
             (folder / name).write_text(json.dumps(content | sizes, indent=2) + "\n", encoding="utf-8")
         if index is not None:
-            content = json.loads(index.read_text(encoding="utf-8"))
+            content = read_json(index)
             added = tensors[key].numel() - before.numel()
             for total, size in (("total_size", before.element_size()), ("total_parameters", 1)):
                 if total in content.get("metadata", {}):

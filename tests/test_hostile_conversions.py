@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 from hostile import count
-from hostile.conversions import MARKER, conversions
+from hostile.conversions import MARKER, conversions, resizes
 from safetensors.torch import load_file, save_file
 from test_convert import FIXTURES, OPTIONS, write_text_model
+from toys import write_toy_checkpoint
 
 from modeling_vggt_qwen3 import convert_vggt_qwen3_to_hf as converter
 
@@ -32,3 +33,18 @@ def test_hostile_checkpoints(tmp_path):
     )  # fmt: skip
     assert counts.tracebacks == [], "\n".join(counts.tracebacks)
     assert counts.refused > 150 and not (tmp_path / MARKER).exists()
+
+
+def test_hostile_checkpoints_to_resize(tmp_path):
+    """Catches a traceback where another number of latents is asked for."""
+    good = write_toy_checkpoint(tmp_path / "good", "perceiver")
+
+    def attempt(checkpoint):
+        output = tmp_path / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        converter.resize_perceiver(checkpoint, output, 9)
+
+    cases = resizes(good, tmp_path / "stranger", seed=0)
+    counts = count("resizes", cases, attempt, (OSError, ValueError), lambda what, case: "stranger")
+    assert counts.tracebacks == [], "\n".join(counts.tracebacks)
+    attempt(good)

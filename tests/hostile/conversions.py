@@ -106,6 +106,29 @@ def conversions(
         yield f"VGGT: {what}", (weights, folder, weights)
 
 
+def resizes(checkpoint: Path, work: Path, seed: int) -> Iterator[tuple[str, Path]]:
+    """Checkpoints like `checkpoint`, whose perceiver is to be resized, with one hostile file each."""
+    rng = random.Random(seed)
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    files = [
+        (name, what, content) for name in ("config.json", "processor_config.json") for what, content in BROKEN.items()
+    ]
+    files += [("model.safetensors.index.json", what, content) for what, content in BROKEN.items()]
+    files += [("model.safetensors", what, content) for what, content in _safetensors(weights, rng)]
+    config = json.loads((checkpoint / "config.json").read_text())
+    places = [place for place in _places(config) if "projector" in place[0] or len(place) == 1]
+    for _ in range(40):
+        place, odd = rng.choice(places), rng.choice(ODD)
+        files.append(
+            ("config.json", f"{place} = {str(odd)[:30]!r}", json.dumps(_replaced(config, place, odd)).encode())
+        )
+    for name, what, content in files:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(checkpoint, work)
+        (work / name).write_bytes(content)
+        yield f"{name}: {what}", work
+
+
 def _places(value, path: tuple = ()) -> Iterator[tuple]:
     """Where in a JSON value there are values, at most ten of each list."""
     if path:
@@ -254,4 +277,4 @@ def _archive(files: dict[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
-__all__ = ["MARKER", "conversions"]
+__all__ = ["MARKER", "conversions", "resizes"]
