@@ -132,7 +132,11 @@ def check_contents(files: Files):
     `credentials`), and for a text that names this user's home, or the folder that we are in.
     """
     for path, content in sorted(files.items()):
-        if (place := find_credential(content)) is not None:
+        try:
+            place = find_credential(content)
+        except (OSError, ValueError) as error:
+            raise UploadError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        if place is not None:
             raise UploadError(
                 f"{path}, {place}: holds what looks like a token, a password or a private key. Nothing is uploaded: take it "
                 "out; if others could read it, revoke it."

@@ -27,7 +27,7 @@ from data_scripts.credentials import (
     hide_credentials,
     without_credentials,
 )
-from data_scripts.hub import UploadError, check_repo, upload
+from data_scripts.hub import UploadError, check_contents, check_repo, upload
 from recipes import launch
 from recipes.publishing.checkpoint import checkpoint_files
 from recipes.publishing.upload import make_unevaluated_card
@@ -248,3 +248,6 @@ def test_tokens_in_the_texts_of_a_parquet_file(tmp_path):
     for answers, expected in ((["red"], None), ([f"the token {SECRET}"], "column answers")):
         pyarrow.parquet.write_table(pyarrow.table({"answers": [answers], "image": pictures}), path, compression="zstd")
         assert find_credential(path) == expected
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UploadError, match="qa/data.parquet cannot be read"):
+        check_contents({"qa/data.parquet": path})
