@@ -1,6 +1,8 @@
 # Each target works from a bare clone with only python3 (3.11 or newer) and make.
 #
 #   make setup         .venv with the tested versions of everything
+#   make setup-locked  the same from .ci/requirements.lock, each file checked against its hash; CPython 3.11, Linux, CPU build of torch
+#   make lock          writes .ci/requirements.lock anew, of the versions that .venv has
 #   make demo          the whole recipe on procedural rooms, into DEMO_DIR
 #   make test          every test but the slow ones
 #   make test-slow     those that take long: figures of speed and memory, Java's scores, the commands of the docs
@@ -19,12 +21,15 @@ TORCH_INDEX_URL ?=
 DEMO_DIR ?= demo
 PYTHON_GPU ?=
 
+LOCK := .ci/requirements.lock
+CPU_INDEX_URL := https://download.pytorch.org/whl/cpu
+
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard modeling_vggt_qwen3 data_scripts recipes tests push_to_hub.py setup.py)
 
-.PHONY: setup demo test test-slow test-gpu docs-figures quality style
+.PHONY: setup setup-locked lock demo test test-slow test-gpu docs-figures quality style
 
 setup: $(INSTALLED)
 
@@ -38,6 +43,22 @@ $(INSTALLED): setup.py constraints.txt pyproject.toml
 	$(VENV_PYTHON) -m pip install -c constraints.txt torch $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 	$(VENV_PYTHON) -m pip install -c constraints.txt -e '.[dev]'
 	touch $@
+
+setup-locked:
+	$(PYTHON) -m venv $(VENV)
+	$(VENV_PYTHON) -m pip install --require-hashes --no-deps --extra-index-url $(or $(TORCH_INDEX_URL),$(CPU_INDEX_URL)) -r $(LOCK)
+	$(VENV_PYTHON) -m pip install --no-deps --no-build-isolation -e .
+	touch $(INSTALLED)
+
+# What pip chose among what constraints.txt leaves open is kept. uv's, because pip writes no hashes.
+lock: $(INSTALLED)
+	$(VENV_PYTHON) -m pip install uv
+	$(VENV_PYTHON) -m pip freeze --exclude-editable --exclude uv > $(VENV)/versions.txt
+	sed -n '/^#/p' $(LOCK) > $(VENV)/requirements.lock
+	$(VENV)/bin/uv pip compile setup.py --extra dev -c $(VENV)/versions.txt --generate-hashes --no-header --no-annotate --quiet \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --index $(or $(TORCH_INDEX_URL),$(CPU_INDEX_URL)) \
+		--index-strategy unsafe-best-match $(addprefix --find-links ,$(PIP_FIND_LINKS)) >> $(VENV)/requirements.lock
+	mv $(VENV)/requirements.lock $(LOCK)
 
 demo: $(INSTALLED)
 	$(VENV_PYTHON) -m recipes.demo --output $(DEMO_DIR)

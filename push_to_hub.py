@@ -17,12 +17,13 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from data_scripts.credentials import DiscreetParser
 from data_scripts.hub import UploadError, check_names, check_token
 from recipes.publishing.upload import make_publication, publish
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = DiscreetParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="output folder of a recipe (recipes/stage2.py, ...)")
     parser.add_argument(
         "--repo-id", required=True, metavar="ORG/NAME", help="repo to publish to; made if it is not there"

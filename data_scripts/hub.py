@@ -22,12 +22,17 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
+from .credentials import find_credential
 from .files import describe_os_error, is_disk_full
+from .machine_paths import find_folder
 
 
 # What the Hub itself puts into a new repo.
 HUB_FILES = (".gitattributes",)
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+# Texts that say what was done on this machine. Vocabularies and templates are the language model's, and hold any word.
+TEXTS = (".cff", ".csv", ".json", ".md", ".py", ".txt", ".yaml")
+VOCABULARIES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 Files = dict[str, Path | bytes]
 
@@ -107,6 +112,45 @@ def check_repo(
     return Remote(info.sha, _is_same(remote, files), outdated, tagged is not None)
 
 
+def own_file(folder: Path, name: str) -> Path:
+    """
+    The file `name` of `folder`, to be uploaded.
+
+    Raises:
+        UploadError: it, or a folder on the way, is a link to somewhere else, or `name` leads out of `folder`.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UploadError(
+            f"{path} is not in {folder}: it leads to {path.resolve()}, which may hold what is not meant to be published. Put "
+            "the file itself there (of a folder of the Hub's cache: hf download --local-dir makes one with the files)."
+        )
+    return path
+
+
+def check_contents(files: Files):
+    """
+    Raises UploadError, naming file and line, for what has the form of a token, a password or a private key (see
+    `credentials`), and for a text that names this user's home, or the folder that we are in.
+    """
+    for path, content in sorted(files.items()):
+        try:
+            place = find_credential(content)
+        except (OSError, ValueError) as error:
+            raise UploadError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        if place is not None:
+            raise UploadError(
+                f"{path}, {place}: holds what looks like a token, a password or a private key. Nothing is uploaded: take it "
+                "out; if others could read it, revoke it."
+            )
+        if path.endswith(TEXTS) and path not in VOCABULARIES:
+            text = content if isinstance(content, bytes) else content.read_bytes()
+            if (place := find_folder(text, (Path.home(), Path.cwd()))) is not None:
+                raise UploadError(
+                    f"{path}, {place}: names a folder of this machine. Nothing is uploaded: take it out."
+                )
+
+
 def upload(
     api: HfApi,
     repo_id: str,
@@ -128,8 +172,10 @@ def upload(
         The repo's address, and whether there was anything to commit.
 
     Raises:
-        UploadError: the Hub failed; the same call goes on from there.
+        UploadError: a file holds what is not to be published, or the Hub failed; the same call goes on from there.
     """
+    if not remote.unchanged:
+        check_contents(files)
     try:
         url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         head = remote.head
@@ -194,4 +240,15 @@ def _has_content(remote: RepoFile, file: Path | bytes, size: int) -> bool:
     return digest.hexdigest() == (remote.lfs.sha256 if remote.lfs else remote.blob_id)
 
 
-__all__ = ["Files", "Remote", "UploadError", "check_names", "check_repo", "check_token", "describe_error", "upload"]
+__all__ = [
+    "Files",
+    "Remote",
+    "UploadError",
+    "check_contents",
+    "check_names",
+    "check_repo",
+    "check_token",
+    "describe_error",
+    "own_file",
+    "upload",
+]

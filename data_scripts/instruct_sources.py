@@ -13,11 +13,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
-
 from .builders.annotations import Annotations, InputError
 from .builders.base import Sources
 from .builders.instruct import is_table
+from .yaml_files import read_yaml
 
 
 # The task of the questions of a release; sources of other names may hold any.
@@ -135,11 +134,9 @@ def _tables_in(path: Path) -> list[Path]:
 
 def _read_config(path: Path) -> dict:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a date, a number, nesting
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        content = read_yaml(path)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path}: expected a mapping of names to 'files' and 'image_root'")
     return content

@@ -32,16 +32,18 @@ from .builders.base import ACTIONS, Options, PreparationBuilder, Sources
 from .builders.instruct import Instruct
 from .builders.repo import MANIFEST, Preparation, PreparationError, origin_of, prepare_repo, read_annotations
 from .card import THIS_REPO
-from .hub import UploadError, check_names, check_repo, check_token, upload
+from .credentials import DiscreetParser, without_credentials
+from .hub import UploadError, check_names, check_repo, check_token, own_file, upload
 from .instruct_sources import check_sources, parse_sources
 from .licences import Origin
+from .machine_paths import without_folders
 from .plain import plain
 from .scannet import scan_roots
 from .views import VIEW_SELECTIONS, UnreadableFileError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data_scripts.prepare", description=__doc__.split("\n")[0])
+    parser = DiscreetParser(prog="python -m data_scripts.prepare", description=__doc__.split("\n")[0])
     datasets = parser.add_subparsers(dest="dataset", required=True, metavar="{" + ",".join(BUILDERS) + "}")
     sources = {
         "annotations": {"nargs": "+", "help": "the dataset's own files"},
@@ -264,10 +266,15 @@ def _check_push(api: HfApi, args: argparse.Namespace, origin: Origin) -> bool:
 
 
 def _push(api: HfApi, repo: str, output: Path, private: bool, tag: str) -> tuple[str, bool]:
-    """Uploads card, manifest and Parquet files; returns the address, and whether there was anything to upload."""
+    """
+    Uploads card, manifest and Parquet files, card and manifest without paths of this machine; returns the address, and
+    whether there was anything to upload.
+    """
     manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
     card = (output / "README.md").read_text(encoding="utf-8").replace(THIS_REPO, repo)
-    files = {name: output / name for name in (*manifest["files"], MANIFEST)} | {"README.md": card.encode()}
+    files = {name: own_file(output, name) for name in manifest["files"]}
+    manifest = without_folders(without_credentials(manifest))
+    files |= {"README.md": without_folders(card).encode(), MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode()}
     remote = check_repo(api, repo, "dataset", files, private=private, tag=tag, marker=MANIFEST)
     message = f"Upload prepared data, {tag}"
     return upload(api, repo, "dataset", files, remote, private=private, tag=tag, message=message)

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HTTPError, RevisionResolutionError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 
@@ -27,6 +27,36 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 COMPANION_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*"]
 HUB_ERRORS = (OSError, HTTPError, RevisionResolutionError, ValueError)
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+# More than any language model has; a number without a bound would be built layer by layer.
+MAX_LAYERS = 1000
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """
+    What transformers, tokenizers or torch raise for a file that is not as they expect, which can be anything, becomes a
+    ValueError of one line that names `path`.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())[:500]
+        if isinstance(error, OSError | ValueError) and str(path) in text:
+            raise
+        raise ValueError(
+            f"{path} cannot be used: {text or 'nothing more is known'} ({type(error).__name__})"
+        ) from error
+
+
+def read_json(file: Path) -> dict:
+    """Raises ValueError, naming the file, if it is no JSON object."""
+    with naming(file):
+        content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} cannot be used: it holds a {type(content).__name__} instead of a JSON object.")
+    return content
 
 
 @dataclass(frozen=True)
@@ -105,15 +135,16 @@ def find_weight_files(path: Path) -> tuple[list[Path], Path | None]:
 
 
 def _read_index(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index of safetensors files (no weight_map).") from error
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index} is not an index of safetensors files (no weight_map).")
+    names = sorted(set(weight_map.values()))
     # A name that leaves the folder would read, and publish, somebody else's file.
     foreign = [name for name in names if name != Path(name).name or not name.endswith(".safetensors")]
     if foreign:
         raise ValueError(f"{index} names {foreign[0]!r}, which is not a .safetensors file of its folder.")
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    with naming(index):  # names that no file can have
+        missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise ValueError(f"{index} names {', '.join(missing)}, not in its folder.")
     return [index.parent / name for name in names]
@@ -133,8 +164,9 @@ def _load_torch_file(file: Path) -> dict[str, torch.Tensor]:
             f"{file} holds Python objects that could run code ({reason[0] if reason else error}); only files of "
             "tensors are read, and nothing of it was run."
         ) from error
-    except (RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(f"{file} is damaged: {lines[0]}") from error
     for key in ("model", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -144,7 +176,17 @@ def _load_torch_file(file: Path) -> dict[str, torch.Tensor]:
     for key, value in loaded.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise ValueError(f"{file} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor.")
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise ValueError(f"{key} in {file} is a tensor without plain numbers ({value.layout}, {value.device}).")
     return loaded
+
+
+def open_safetensors(file: Path):
+    """`safe_open`, with a ValueError that names the file if it is none."""
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or not a safetensors file: {error}") from error
 
 
 class WeightFiles:
@@ -176,7 +218,7 @@ class WeightFiles:
                 self.tensors[key], self._file_of[key] = tensor, file
         if index is not None:
             self.files.append(index)
-            promised = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            promised = read_json(index)["weight_map"]
             held = {key: file.name for key, file in self._file_of.items()}
             different = sorted(key for key, _ in held.items() ^ promised.items())
             if different:
@@ -184,7 +226,7 @@ class WeightFiles:
 
     def _describe(self, file: Path) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
-            with self._open_safetensors(file) as opened:
+            with open_safetensors(file) as opened:
                 slices = {key: opened.get_slice(key) for key in opened.keys()}
                 found = {key: (part.get_shape(), part.get_dtype()) for key, part in slices.items()}
         else:
@@ -195,13 +237,6 @@ class WeightFiles:
             if dtype not in DTYPES:
                 raise ValueError(f"{key} in {file} has type {dtype}; weights must be one of {', '.join(DTYPES)}.")
         return {key: torch.empty(shape, dtype=DTYPES[dtype], device="meta") for key, (shape, dtype) in found.items()}
-
-    @staticmethod
-    def _open_safetensors(file: Path):
-        try:
-            return safe_open(file, framework="pt", device="cpu")
-        except SafetensorError as error:
-            raise ValueError(f"{file} is truncated or not a safetensors file: {error}") from error
 
     @contextmanager
     def open(self) -> Iterator[Callable[[str], torch.Tensor]]:
@@ -218,7 +253,7 @@ class WeightFiles:
                 file = self._file_of[key]
                 if file not in readers:
                     if file.suffix == ".safetensors":
-                        readers[file] = stack.enter_context(self._open_safetensors(file)).get_tensor
+                        readers[file] = stack.enter_context(open_safetensors(file)).get_tensor
                     else:
                         readers[file] = _load_torch_file(file).__getitem__
                 return readers[file](key)
@@ -242,7 +277,13 @@ def load_text_config(source: Source) -> PreTrainedConfig:
     """The configuration of a causal language model. Raises ValueError if it is anything else, or quantised."""
     if not (source.folder / "config.json").is_file():
         raise FileNotFoundError(f"{source.folder} has no config.json: it is no language model of transformers.")
-    config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+    layers = read_json(source.folder / "config.json").get("num_hidden_layers")
+    if isinstance(layers, int) and layers > MAX_LAYERS:
+        raise ValueError(
+            f"{source.folder / 'config.json'} has {layers:.3g} num_hidden_layers; at most {MAX_LAYERS} are read."
+        )
+    with naming(source.folder / "config.json"):
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{source.name} is a {config.model_type}, which is no causal language model of transformers.")
     if getattr(config, "quantization_config", None) is not None:
@@ -259,7 +300,8 @@ def load_tokenizer(source: Source, vocab_size: int) -> PreTrainedTokenizerBase:
         ValueError: if a token that the chat template or the processor needs is missing, or the tokenizer has more
             tokens than the model has embeddings.
     """
-    tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+    with naming(source.folder):  # of its several files transformers does not say which
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     # Without any of its files transformers gives an empty tokenizer, not an error.
     names = tokenizer.vocab_files_names.values()
     if not any((source.folder / name).is_file() for name in names):
@@ -281,6 +323,25 @@ def load_tokenizer(source: Source, vocab_size: int) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_generation_config(source: Source, config: PreTrainedConfig) -> GenerationConfig:
+    """
+    A language model's settings of generation: its own, or what its configuration says.
+
+    Raises:
+        ValueError: if they cannot be read.
+    """
+    file = source.folder / "generation_config.json"
+    if not file.is_file():
+        return GenerationConfig.from_model_config(config)
+    read_json(file)
+    with naming(file):
+        generation_config = GenerationConfig.from_pretrained(source.folder)
+        ends = generation_config.eos_token_id
+        if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends or 0])):
+            raise ValueError(f"eos_token_id is {ends!r}, which is no id and no list of ids.")
+    return generation_config
+
+
 def describe_file(file: Path) -> dict:
     """Name, size in bytes and SHA-256 of a file, for the manifest."""
     with file.open("rb") as stream:
@@ -288,4 +349,15 @@ def describe_file(file: Path) -> dict:
     return {"name": file.name, "size": file.stat().st_size, "sha256": digest}
 
 
-__all__ = ["Source", "WeightFiles", "describe_file", "find_source", "load_text_config", "load_tokenizer"]
+__all__ = [
+    "Source",
+    "WeightFiles",
+    "describe_file",
+    "find_source",
+    "load_generation_config",
+    "load_text_config",
+    "load_tokenizer",
+    "naming",
+    "open_safetensors",
+    "read_json",
+]

@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, Qwen2Tokenizer, Qwen3Config, set_seed
 from transformers.dynamic_module_utils import custom_object_save
@@ -42,8 +41,12 @@ from modeling_vggt_qwen3.convert_inputs import (
     WeightFiles,
     find_source,
     find_weight_files,
+    load_generation_config,
     load_text_config,
     load_tokenizer,
+    naming,
+    open_safetensors,
+    read_json,
 )
 from modeling_vggt_qwen3.convert_weights import (
     check_disk,
@@ -292,8 +295,10 @@ def convert_released(
     tokenizer = load_tokenizer(sources["text"], text_config.vocab_size)
     chat_template, meaning = choose_chat_template(tokenizer, sources["text"].name)
     tokenizer.chat_template = None  # the processor's takes the place of one for text alone
+    generation_config = load_generation_config(sources["text"], text_config)
     weights = {part: WeightFiles(source.path) for part, source in sources.items()}
-    vision_config = infer_vggt_config(weights["vggt"].tensors, depth_head_layers, rope_theta)
+    with naming(sources["vggt"].path):
+        vision_config = infer_vggt_config(weights["vggt"].tensors, depth_head_layers, rope_theta)
     config = VggtQwen3Config(
         vision_config=vision_config,
         text_config=text_config,
@@ -304,7 +309,7 @@ def convert_released(
         **sizes,
     )
     processor = create_processor(config, tokenizer, chat_template)
-    with torch.device("meta"):
+    with naming(sources["text"].folder / "config.json"), torch.device("meta"):
         model = VggtQwen3ForConditionalGeneration._from_config(config, dtype=getattr(torch, dtype))
     vggt_part, left_out = match_vggt(weights["vggt"], model)
     text_part = match_text(weights["text"], model)
@@ -341,10 +346,6 @@ def convert_released(
         custom_object_save(model, folder, config=config)
         config.save_pretrained(folder)
         processor.save_pretrained(folder)
-        text_folder = sources["text"].folder
-        generation_config = GenerationConfig.from_model_config(text_config)
-        if (text_folder / "generation_config.json").is_file():
-            generation_config = GenerationConfig.from_pretrained(text_folder)
         # A base model's may not name the end of a turn, with which the answers end that are trained.
         ends = generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
@@ -352,6 +353,7 @@ def convert_released(
             generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
         generation_config.save_pretrained(folder)
 
+        text_folder = sources["text"].folder
         companions = ("config.json", "generation_config.json", *tokenizer.vocab_files_names.values())
         read = {part: files.files for part, files in weights.items()}
         read["text"] += [text_folder / name for name in dict.fromkeys(companions) if (text_folder / name).is_file()]
@@ -386,20 +388,26 @@ def resize_perceiver(checkpoint: Path, output: Path, projector_num_latents: int,
         ValueError: if it has no perceiver, that many latents already, or the number is not positive.
     """
     check_output(output)
-    config = VggtQwen3Config.from_json_file(checkpoint / "config.json")
+    contents = {name: read_json(checkpoint / name) for name in ("config.json", "processor_config.json")}
+    with naming(checkpoint / "config.json"):
+        config = VggtQwen3Config.from_dict(contents["config.json"])
     sizes = check_projector_sizes(config.projector_type, {"projector_num_latents": projector_num_latents})
     if config.projector_num_latents == projector_num_latents:
         raise ValueError(f"{checkpoint} has {projector_num_latents} latents already.")
     key = "model.projector.latents"
     files, index = find_weight_files(checkpoint)
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
+        with open_safetensors(file) as tensors:
             if key in tensors.keys():
                 break
     else:
         raise ValueError(f"{checkpoint} has no tensor {key}.")
     tensors = load_file(file)
     before = tensors[key]
+    if list(before.shape) != [config.projector_num_latents, config.projector_hidden_size]:
+        raise ValueError(
+            f"{key} in {file} has shape {list(before.shape)}, which is not what {checkpoint / 'config.json'} says."
+        )
     kept = before[:projector_num_latents]
     generator = torch.Generator().manual_seed(seed)
     new = torch.randn(projector_num_latents - len(kept), before.shape[1], generator=generator)
@@ -409,11 +417,10 @@ def resize_perceiver(checkpoint: Path, output: Path, projector_num_latents: int,
             if path.is_file() and path != file:
                 shutil.copyfile(path, folder / path.name)
         save_file(tensors, folder / file.name, metadata={"format": "pt"})
-        for name in ("config.json", "processor_config.json"):
-            content = json.loads((checkpoint / name).read_text(encoding="utf-8"))
+        for name, content in contents.items():
             (folder / name).write_text(json.dumps(content | sizes, indent=2) + "\n", encoding="utf-8")
         if index is not None:
-            content = json.loads(index.read_text(encoding="utf-8"))
+            content = read_json(index)
             added = tensors[key].numel() - before.numel()
             for total, size in (("total_size", before.element_size()), ("total_parameters", 1)):
                 if total in content.get("metadata", {}):

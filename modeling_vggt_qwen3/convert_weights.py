@@ -55,8 +55,11 @@ def infer_vggt_config(
         return state_dict[key].shape
 
     def count(pattern: str) -> int:
-        matches = [re.match(pattern, key) for key in state_dict]
-        return 1 + max((int(match[1]) for match in matches if match), default=-1)
+        numbers = {int(match[1]) for key in state_dict if (match := re.match(pattern, key))}
+        missing = next((number for number in range(len(numbers)) if number not in numbers), None)
+        if missing is not None:
+            raise ValueError(f"Of the modules {pattern} there are {len(numbers)}, and number {missing} is missing.")
+        return len(numbers)
 
     def divide(key: str, size: int, divisor: int) -> int:
         if not divisor or size % divisor:

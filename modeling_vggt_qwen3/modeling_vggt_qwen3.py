@@ -87,7 +87,7 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         self.projector = PROJECTORS[config.projector_type](config)
         self.geometry_encoder = VggtQwen3GeometryEncoder(config)
         self.anchor_head = VggtQwen3AnchorHead(config) if config.anchor_hidden_size else None
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -105,7 +105,7 @@ def ask(arguments: argparse.Namespace) -> str:
     views = [read_photo(path) for path in arguments.photos]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     with loading(arguments.model):
-        processor = VggtQwen3Processor.from_pretrained(arguments.model)
+        processor = VggtQwen3Processor.from_pretrained(arguments.model, trust_remote_code=False)
         processor.split_prompt("")  # a chat template shows its errors where it is used
         model = load_model(arguments.model, "sdpa").to(device).eval()
     if arguments.image_mode is not None:

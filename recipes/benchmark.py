@@ -177,7 +177,7 @@ class Benchmark:
 
     def evaluate(self) -> dict[str, dict]:
         """Answers per second and memory: one by one, batched with a scene per row, with shared prefixes."""
-        processor = VggtQwen3Processor.from_pretrained(self.checkpoint)
+        processor = VggtQwen3Processor.from_pretrained(self.checkpoint, trust_remote_code=False)
         model = load_model(str(self.checkpoint), "sdpa").to(self.device).eval()
         source = SceneDataset(str(self.dataset), "val", VIEWS)
         ways = ways_of_answering(model, processor, source, NEW_TOKENS, self.device)

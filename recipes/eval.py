@@ -111,7 +111,7 @@ def evaluate(arguments: argparse.Namespace):
     if arguments.report:
         check_writable(arguments.report.parent, "--report")
     with loading(arguments.model):
-        processor = VggtQwen3Processor.from_pretrained(arguments.model)
+        processor = VggtQwen3Processor.from_pretrained(arguments.model, trust_remote_code=False)
     store = arguments.feature_store and open_store(arguments.feature_store, arguments.model, processor)
     source = SceneDataset(arguments.dataset, arguments.split, arguments.num_views, store, processor.image_processor)
     # What does not fit is found before the answers are generated.

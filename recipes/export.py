@@ -61,7 +61,7 @@ def export(checkpoint: Path, output: Path, merge_lora: bool = False, dtype: torc
     shutil.rmtree(partial, ignore_errors=True)
     try:
         model.save_pretrained(partial, max_shard_size="5GB")
-        VggtQwen3Processor.from_pretrained(checkpoint).save_pretrained(partial)
+        VggtQwen3Processor.from_pretrained(checkpoint, trust_remote_code=False).save_pretrained(partial)
         if output.exists():
             output.rmdir()
         os.rename(partial, output)
@@ -81,7 +81,7 @@ def load_trained(checkpoint: Path, lora: bool) -> torch.nn.Module:
         # The processor gets the tokens of what a run adds to a model: it is thrown away, the checkpoint's is exported.
         arguments = ModelArguments(**config["model"])
         check_base(checkpoint, arguments.model_name_or_path)
-        processor = VggtQwen3Processor.from_pretrained(arguments.model_name_or_path)
+        processor = VggtQwen3Processor.from_pretrained(arguments.model_name_or_path, trust_remote_code=False)
         model = load_for_training(arguments.model_name_or_path, processor, arguments, geometry_source)
     else:  # a whole model, as earlier versions saved it
         model = load_model(str(checkpoint), "sdpa")

@@ -60,7 +60,7 @@ def main():
 def fill_store(arguments: argparse.Namespace):
     """Writes what is missing of the features of all scenes of `arguments.dataset` and `arguments.split`."""
     state = PartialState()
-    processor = VggtQwen3Processor.from_pretrained(arguments.model)
+    processor = VggtQwen3Processor.from_pretrained(arguments.model, trust_remote_code=False)
     set_preprocessing(processor, arguments.image_size, arguments.image_mode)
     sources = [
         SceneDataset(path, split, arguments.num_views, image_processor=processor.image_processor)

@@ -15,6 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
+from data_scripts.credentials import DiscreetParser, hide_credentials
 from recipes.launching.caches import move_caches, read_mounts
 
 
@@ -42,7 +43,7 @@ def share(text: str) -> float:
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The arguments of this command, and those of the recipe."""
-    parser = argparse.ArgumentParser(
+    parser = DiscreetParser(
         prog="recipes.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stage", choices=STAGES)
@@ -97,7 +98,7 @@ def main():
         else:
             sys.exit(preflight.launch(arguments, recipe_argv))
     except (OSError, ValueError) as error:
-        sys.exit(f"recipes.launch: {error}")
+        sys.exit(f"recipes.launch: {hide_credentials(str(error))}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+from torch.utils.tensorboard import SummaryWriter
 from toys import toy_model, write_toy_checkpoint, write_toy_repo
 
 from recipes import eval as recipes_eval
@@ -37,8 +38,9 @@ def make_run(root: Path) -> Run:
     (folder / "training_args.bin").write_bytes(b"a pickle")
     (folder / "checkpoint-2").mkdir()
     (folder / "checkpoint-2" / "optimizer.pt").write_bytes(b"another")
-    (folder / "runs" / "a").mkdir(parents=True)
-    (folder / "runs" / "a" / "events.out.tfevents.1.host").write_bytes(b"logs")
+    with SummaryWriter(str(folder / "runs" / "Nov25_17-14-00_somehost")) as writer:
+        writer.add_text("args", f'{{"output_dir": "{folder}"}}')
+        writer.add_scalar("train/loss", 1.5, 2)
     state = {"best_model_checkpoint": str(folder / "checkpoint-2"), "log_history": [{"eval_exact_match": 0.375}]}
     (folder / "trainer_state.json").write_text(json.dumps(state))
     evaluate(root / "blind", data, root / "scores" / "blind", blind=True)

@@ -157,7 +157,7 @@ class Worker:
         size = self.size
         # Nothing trains; the counter of operations would look for gradients of what does.
         model = load_model(str(self.checkpoint), "sdpa").to(self.device).eval().requires_grad_(False)
-        processor = VggtQwen3Processor.from_pretrained(self.checkpoint)
+        processor = VggtQwen3Processor.from_pretrained(self.checkpoint, trust_remote_code=False)
         processor.image_processor.image_size = size.image_size
         source = SceneDataset(str(self.folder / variant.stage), "val", read_settings(variant.stage, []).num_views)
         shared = variant.way == "shared_prefix"

@@ -11,6 +11,7 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
+from data_scripts.credentials import without_credentials
 from recipes.training.checkpoints import SAVING, CheckpointError, check_checkpoint, checkpoints_of
 from recipes.training.run_config import check_output_dir
 
@@ -28,7 +29,9 @@ def config_of(settings: Namespace, plan: BatchPlan) -> dict:
         "training": vars(settings),
         "batch": {"global_batch_size": plan.global_batch, "world_size": plan.num_processes},
     }
-    return json.loads(json.dumps(config, default=lambda value: getattr(value, "value", str(value))))
+    return without_credentials(
+        json.loads(json.dumps(config, default=lambda value: getattr(value, "value", str(value))))
+    )
 
 
 def check_output(settings: Namespace, plan: BatchPlan) -> tuple[list[str], list[str]]:

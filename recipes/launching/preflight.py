@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from data_scripts.credentials import HUB_TOKEN_VARIABLE, without_credentials
 from recipes.training.preemption import PREEMPTED, REQUEUE_EXIT_CODE
 
 from . import process
@@ -147,13 +148,17 @@ def launch(arguments: Namespace, argv: list[str]) -> int:
     )
     script = str(RECIPES / f"{arguments.stage}.py")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path), script, *argv]
+    # accelerate prints the command line of a run that fails, and ps shows it to every user of the machine.
+    command, environment = without_credentials(command), dict(os.environ)
+    if settings.hub_token is not None:
+        environment[HUB_TOKEN_VARIABLE] = settings.hub_token
     for warning in warnings:
         print(f"Warning: {warning}")
     print(f"{describe_choice(choice, gpus)}\n$ {shlex.join(command)}", flush=True)
     marker = output / PREEMPTED
     if arguments.machine_rank == 0:
         marker.unlink(missing_ok=True)  # an earlier launch's
-    outcome = process.run(command, script, dict(os.environ))
+    outcome = process.run(command, script, environment)
     lock.close()
     if outcome.code == 0:
         return 0

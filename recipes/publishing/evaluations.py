@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
-from data_scripts.hub import Files
+from data_scripts.hub import Files, own_file
 from recipes.evaluation.report import BLIND
 from recipes.training.record import hash_weights, read_json
 
@@ -57,7 +57,7 @@ class Evaluation:
         ]
 
     def files(self) -> Files:
-        paths = [self.folder / name for name in PUBLISHED if (self.folder / name).is_file()]
+        paths = [own_file(self.folder, name) for name in PUBLISHED if (self.folder / name).is_file()]
         return {f"evaluation/{self.name}/{path.name}": published_json(path) for path in paths}
 
 

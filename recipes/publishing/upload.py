@@ -7,10 +7,11 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from data_scripts.hub import Files, check_names, check_repo, check_token, upload
+from data_scripts.hub import Files, check_contents, check_names, check_repo, check_token, upload
+from data_scripts.machine_paths import without_folders
 from recipes.training.record import RECORD, read_json, read_record
 
-from .checkpoint import checkpoint_files, without_folders
+from .checkpoint import checkpoint_files
 from .evaluations import find_evaluations
 from .model_card import CardInputs, model_card
 from .validation import example_files, validate
@@ -40,13 +41,15 @@ def make_publication(model: Path, repo_id: str, evaluations: list[Path] | None) 
 
     Raises:
         ValueError: no whole checkpoint, no evaluation of it, it does not run, or licences conflict.
+        UploadError: a file is a link to somewhere else, or holds what is not to be published.
     """
     files = checkpoint_files(model)
     found = find_evaluations(model, evaluations)
     for evaluation in found:
         files |= evaluation.files()
     inputs = CardInputs(repo_id, without_folders(read_record(str(model))), found, None, {}, read_emissions(model))
-    model_card(inputs)  # licences conflict: said before the model is loaded
+    # Licences that conflict, and tokens: said before the model is loaded.
+    check_contents(files | {"README.md": model_card(inputs).encode()})
     image_size = read_json(model / "config.json")["vision_config"]["image_size"]
     examples, question, references = example_files(image_size)
     files |= examples

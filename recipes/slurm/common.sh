@@ -26,8 +26,9 @@ run_stage() {
     address=$(scontrol --oneliner show node "$node" | grep --only-matching --perl-regexp 'NodeAddr=\K\S+')
     # Below the ports that Linux gives out itself, and another for every job: jobs may share a node.
     export MAIN_ADDRESS="$address" MAIN_PORT=$((20000 + SLURM_JOB_ID % 10000))
+    # Not all arguments: recipes.launch prints the command, without a token that is among them.
     echo "$(date --iso-8601=seconds) job $SLURM_JOB_ID, start $((restarts + 1)), on $SLURM_JOB_NODELIST:" \
-        "$*, meeting at $MAIN_ADDRESS:$MAIN_PORT"
+        "$1, meeting at $MAIN_ADDRESS:$MAIN_PORT"
 
     # exec: signals go to the task itself, and bash would die of them. If a node's task ends and the others do not, they
     # are ended after two minutes; at once would cut off those that are saving.

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 from accelerate.utils import DeepSpeedPlugin
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -20,10 +19,12 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 from transformers.integrations.hub_kernels import is_kernel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from data_scripts.credentials import HUB_TOKEN_VARIABLE, DiscreetParser, hide_credentials, without_credentials
+from data_scripts.yaml_files import read_yaml
 from modeling_vggt_qwen3 import VggtQwen3Config
 from modeling_vggt_qwen3.configuration_vggt_qwen3 import PACKING_ATTENTION
 
-from .inputs import CONFIGS
+from .inputs import CONFIGS, values_of
 
 
 LOSSES = ("language", "action_json", "geometry_consistency", "pointing")
@@ -88,7 +89,10 @@ class ModelArguments:
 
     def __post_init__(self):
         if isinstance(self.loss_heads, str):
-            self.loss_heads = json.loads(self.loss_heads)
+            try:
+                self.loss_heads = json.loads(self.loss_heads)
+            except ValueError as error:
+                raise ValueError(f"loss_heads must be JSON, got {self.loss_heads!r}: {error}") from error
         if self.loss_chunk_size is not None and self.loss_chunk_size < 1:
             raise ValueError(f"loss_chunk_size must be at least 1, got {self.loss_chunk_size}.")
 
@@ -206,6 +210,8 @@ class SftArguments(TrainingArguments):
     greater_is_better: bool | None = field(default=True, init=False)
 
     def __post_init__(self):
+        # recipes.launch hands a token on so: command lines are seen by all users of a machine, and told where a run fails.
+        self.hub_token = os.environ.pop(HUB_TOKEN_VARIABLE, self.hub_token)
         # bf16 on a machine without an accelerator needs to be told that the CPU is meant.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1
@@ -223,6 +229,20 @@ class SftArguments(TrainingArguments):
             self.hf_deepspeed_config = HfTrainerDeepSpeedConfig(self.deepspeed)
             self.hf_deepspeed_config.trainer_config_process(self)
             self.deepspeed_plugin = DeepSpeedPlugin(hf_ds_config=self.hf_deepspeed_config)
+
+    def to_dict(self) -> dict:
+        """For run_config.yaml and the logs (TensorBoard, ...): without tokens."""
+        return without_credentials(super().to_dict())
+
+    def __getstate__(self) -> dict:
+        # training_args.bin beside each checkpoint is a pickle of this.
+        plain = {name: hide_credentials(value) for name, value in vars(self).items() if type(value) is str}
+        return vars(self) | plain | {"hub_token": None}
+
+    def __str__(self) -> str:
+        return hide_credentials(super().__str__())
+
+    __repr__ = __str__
 
 
 def accumulation_steps(global_batch: int | None, micro_batch: int, num_processes: int, given: int | None) -> int:
@@ -266,13 +286,10 @@ def yaml_to_argv(path: Path, parser: HfArgumentParser) -> list[str]:
     Raises:
         ValueError: naming the file and the key, if it is not a mapping, a key is unknown or a list is empty.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"Cannot read the configuration {path}: {error}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `key: value` lines, got {type(values).__name__}.")
-    known = {action.dest for action in parser._actions}
+    known = {action.dest: action for action in parser._actions}
     argv = []
     for key, value in values.items():
         if key not in known:
@@ -282,16 +299,27 @@ def yaml_to_argv(path: Path, parser: HfArgumentParser) -> list[str]:
             continue
         if value == []:
             raise ValueError(f"{path}: {key} is an empty list; leave the key out for its default.")
+        if isinstance(value, list) and known[key].nargs not in ("+", "*"):
+            raise ValueError(f"{path}: {key} is one value, not a list.")
         if isinstance(value, dict):
-            value = json.dumps(value)
-        argv.append(f"--{key}")
-        argv.extend(str(item) for item in (value if isinstance(value, list) else [value]))
+            value = json.dumps(value, default=str)
+        words = [str(item) for item in (value if isinstance(value, list) else [value])]
+        if any(word.startswith("--") for word in words):
+            raise ValueError(f"{path}: {key} must not begin with --, as arguments do.")
+        argv += [f"--{key}", *words]
     return argv
+
+
+class RecipeParser(DiscreetParser, HfArgumentParser):
+    """`HfArgumentParser`, which says what is wrong in one line, and does not repeat a token in it."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def make_parser(default_config: Path) -> HfArgumentParser:
     """The parser of a recipe's command line, `--config` included."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, SftArguments), allow_abbrev=False)
+    parser = RecipeParser((ModelArguments, DataArguments, SftArguments), allow_abbrev=False)
     parser.add_argument("--config", type=Path, default=default_config, help="YAML file; other arguments override it.")
     return parser
 
@@ -330,9 +358,7 @@ def parse_arguments(
     parser = make_parser(default_config)
     try:
         yaml_argv = yaml_of(argv, parser)
-        model_arguments, data_arguments, training_arguments, rest = parser.parse_args_into_dataclasses(
-            yaml_argv + argv, look_for_args_file=False
-        )
+        model_arguments, data_arguments, training_arguments, rest = make_arguments(parser, yaml_argv, argv)
         check_data_arguments(data_arguments)
         check_loss_heads(model_arguments)
         check_training_arguments(training_arguments)
@@ -341,6 +367,22 @@ def parse_arguments(
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     return model_arguments, data_arguments, training_arguments
+
+
+def make_arguments(parser: HfArgumentParser, yaml_argv: list[str], argv: list[str]) -> tuple:
+    """
+    The dataclasses of the two command lines, the second over the first, and what else they hold. Raises ValueError for values
+    that transformers cannot use.
+    """
+    try:
+        return parser.parse_args_into_dataclasses(yaml_argv + argv, look_for_args_file=False)
+    except Exception as error:  # transformers' arguments check themselves, in many ways
+        if type(error) is ValueError:
+            raise
+        config = (values_of(argv, "config") or [parser.get_default("config")])[-1]
+        raise ValueError(
+            f"a setting of {config}, or on the command line, cannot be used: {error} ({type(error).__name__})"
+        ) from error
 
 
 def check_data_arguments(arguments: DataArguments):

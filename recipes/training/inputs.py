@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 Whether what a run reads is on this machine. The recipes ask before torch is imported, which takes seconds, and before
-anything is written; `recipes.launch` asks the same. Nothing here needs more than PyYAML.
+anything is written; `recipes.launch` asks the same. This file and what it imports need nothing but PyYAML.
 """
 
 import os
@@ -9,9 +9,8 @@ import re
 import sys
 from pathlib import Path
 
-import yaml
-
 from data_scripts.manifest import MANIFEST, DamagedRepoError, check_repo_files
+from data_scripts.yaml_files import read_yaml
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -37,7 +36,7 @@ def missing_checkpoint(name: str) -> str | None:
         advice = "make it first (python -m recipes.demo)"
     for config in sorted(CONFIGS.glob("stage*.yaml")):
         stage = config.stem.partition("_")[0]
-        if Path(yaml.safe_load(config.read_text(encoding="utf-8"))["output_dir"]) == Path(name):
+        if Path(read_yaml(config)["output_dir"]) == Path(name):
             advice = f"train stage {stage.removeprefix('stage')} first (python -m recipes.launch {stage})"
     return f"{name} is not here: {advice}, or give --model_name_or_path."
 
@@ -81,8 +80,8 @@ def check_inputs(default_config: Path, argv: list[str] | None = None):
         return
     config = Path((values_of(argv, "config") or [default_config])[-1])
     try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        settings = read_yaml(config)
+    except ValueError:
         return
     if not isinstance(settings, dict):
         return
@@ -121,4 +120,5 @@ __all__ = [
     "is_local_name",
     "missing_checkpoint",
     "missing_dataset",
+    "values_of",
 ]

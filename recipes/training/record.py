@@ -21,6 +21,7 @@ from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
 from data_scripts.builders.repo import MANIFEST
 from data_scripts.card import PREPARED
+from data_scripts.credentials import without_credentials
 from data_scripts.files import write_atomically
 from data_scripts.licences import read_licences
 
@@ -49,7 +50,7 @@ def start_record(trainer, model_arguments) -> Path | None:
     sessions = before.get("sessions", [])
     session = {"started": now(), "finished": None, "seconds": None, "processes": arguments.world_size}
     record = {
-        "command": [shorten_path(word) for word in sys.argv],
+        "command": [shorten_path(word) for word in without_credentials(sys.argv)],
         "datasets": [describe_dataset(dataset) for dataset in data_arguments.dataset_paths],
         "base": describe_base(model_arguments.model_name_or_path, trainer.base["weights_sha256"]),
         "parameters": count_parameters(trainer.model),
@@ -92,7 +93,8 @@ def finish_record(path: Path | None, metrics: dict[str, float], unreadable: int 
 
 def read_record(folder_or_repo: str) -> dict | None:
     """
-    `run.json` of a run's output folder, or of a repo of the Hub, with its `settings`; None if it has none.
+    `run.json` of a run's output folder, or of a repo of the Hub, with its `settings`; None if it has none. Without
+    tokens, which records of earlier versions may hold.
 
     Raises:
         ValueError: if a file cannot be read, naming it.
@@ -100,7 +102,7 @@ def read_record(folder_or_repo: str) -> dict | None:
     record, settings = (find_file(folder_or_repo, name) for name in (RECORD, RUN_CONFIG))
     if record is None or settings is None:
         return None
-    return read_json(record) | {"settings": read_run_config(settings.parent)}
+    return without_credentials(read_json(record) | {"settings": read_run_config(settings.parent)})
 
 
 def read_json(path: Path) -> dict:

@@ -9,6 +9,9 @@ from pathlib import Path
 import yaml
 from transformers import TrainingArguments
 
+from data_scripts.credentials import without_credentials
+from data_scripts.yaml_files import read_yaml
+
 from .preemption import PREEMPTED
 
 
@@ -38,7 +41,7 @@ TRAINING_KEYS = (
 
 
 def resolved_config(model_arguments, data_arguments, training_arguments) -> dict:
-    """All settings of a run as plain values, by kind, and the batch that they amount to."""
+    """All settings of a run as plain values, by kind, and the batch that they amount to; without tokens."""
     training = training_arguments
     config = {
         "model": asdict(model_arguments),
@@ -51,7 +54,7 @@ def resolved_config(model_arguments, data_arguments, training_arguments) -> dict
             "world_size": training.world_size,
         },
     }
-    return json.loads(json.dumps(config, default=str))
+    return without_credentials(json.loads(json.dumps(config, default=str)))
 
 
 def result_settings(config: dict) -> dict:
@@ -90,11 +93,10 @@ def read_run_config(folder: Path) -> dict | None:
     path = Path(folder) / RUN_CONFIG
     if not path.exists():
         return None
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"Cannot read {path}: {error}") from error
-    if not isinstance(config, dict) or not {"model", "data", "training", "batch"} <= set(config):
+    config = read_yaml(path)
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(kind), dict) for kind in ("model", "data", "training", "batch")
+    ):
         raise ValueError(f"{path} is not the configuration of a run.")
     return config
 
@@ -115,7 +117,14 @@ def check_output_dir(output_dir: Path, config: dict):
             f"{output_dir} holds {holds[0]} but no {RUN_CONFIG}: it was not made by a run of these recipes. "
             "Choose another --output_dir."
         )
-    if different := differences(there, config):
+    try:
+        different = differences(there, config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{output_dir / RUN_CONFIG} does not hold the settings of a run ({type(error).__name__}: {error}). Choose another "
+            "--output_dir."
+        ) from error
+    if different:
         raise ValueError(
             f"{output_dir} holds {holds[-1]} of a run with other settings: {'; '.join(different)}. Choose another "
             "--output_dir, or resume with the same settings (the global batch is per_device_train_batch_size x "
@@ -126,7 +135,7 @@ def check_output_dir(output_dir: Path, config: dict):
 def check_same_batch(checkpoint: Path, config: dict):
     """Raises ValueError if `checkpoint` counts steps of another global batch: its place in the data would be another."""
     there = read_run_config(checkpoint)
-    sizes = [kept["batch"]["global_batch_size"] for kept in (there, config) if kept is not None]
+    sizes = [kept["batch"].get("global_batch_size") for kept in (there, config) if kept is not None]
     if len(set(sizes)) == 2:
         raise ValueError(
             f"{checkpoint} was saved with a global batch of {sizes[0]} and this run has {sizes[1]}: change "

@@ -106,7 +106,7 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
     except OSError as error:  # without a network transformers does not say of what
         raise ValueError(f"model_name_or_path {path} cannot be read: {error}") from error
     check_checkpoint_for(config, data_arguments, training_arguments)
-    processor = VggtQwen3Processor.from_pretrained(path)
+    processor = VggtQwen3Processor.from_pretrained(path, trust_remote_code=False)
     set_preprocessing(processor, data_arguments.image_size, data_arguments.image_mode)
     store = None
     if data_arguments.feature_store is not None:
