@@ -25,6 +25,7 @@ from recipes.training.checkpoints import (
     ResumableTrainer,
     check_checkpoint,
     last_whole_checkpoint,
+    remove_old_checkpoints,
 )
 from recipes.training.preemption import REQUEUE_EXIT_CODE, SIGNALS
 from recipes.training.run_config import RUN_CONFIG
@@ -207,6 +208,41 @@ def test_workers_persist_and_a_resumed_run_is_the_same(stopped, run, tmp_path, m
         is None
     )
     assert losses_of(tmp_path / "again") == losses_of(tmp_path / "whole")
+
+
+def test_a_clock_ahead_does_not_delete_the_newest_checkpoint(whole, run, tmp_path):
+    """Catches an age that is told by time of change: of a file server whose clock was an hour ahead before it was set."""
+    shutil.copytree(whole, tmp_path / "run")
+    for step in (4, 6):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    os.utime(tmp_path / "run" / "checkpoint-2", (time.time() + 3600,) * 2)
+    assert run(tmp_path / "run", "--save_total_limit", 1) is None
+    assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
+
+
+@pytest.mark.parametrize(
+    ("newest", "limit", "best", "kept"),
+    [
+        (40, 2, None, [30, 40]),
+        (40, 1, 20, [20, 40]),  # the best and the newest stay whatever the limit is
+        (40, 3, 20, [20, 30, 40]),
+        (40, None, None, [9, 20, 30, 40]),
+        (40, 0, None, [9, 20, 30, 40]),
+        (20, 1, None, [20]),  # begun anew in a folder of before, or gone back: what comes later is older
+        (20, 2, None, [9, 20]),
+        (20, 2, 40, [20, 40]),
+    ],
+)
+def test_old_checkpoints_are_told_by_their_step(newest, limit, best, kept, tmp_path):
+    """Catches steps in the order of words (9 after 40), a best or newest one that is deleted, and copies that are a user's own."""
+    for age, step in enumerate((40, 9, 30, 20)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        os.utime(tmp_path / f"checkpoint-{step}", (time.time() - 100 * age,) * 2)
+    (tmp_path / "checkpoint-8-mine").mkdir()
+    best = None if best is None else str(tmp_path / f"checkpoint-{best}")
+    remove_old_checkpoints(tmp_path / f"checkpoint-{newest}", limit, best)
+    left = sorted(folder.name for folder in tmp_path.iterdir())
+    assert left == sorted(["checkpoint-8-mine", *(f"checkpoint-{step}" for step in kept)])
 
 
 def test_the_best_checkpoint_is_known_by_its_final_name(run, tmp_path):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import safe_globals as random_state_globals
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from data_scripts.files import flush, write_atomically
 
@@ -85,11 +85,14 @@ def check_format(path: Path):
 
 def checkpoints_of(output_dir: Path) -> list[Path]:
     """The folders `checkpoint-N` in `output_dir`, whole or not, latest first."""
-    found = {}
-    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)) and folder.is_dir():
-            found[int(match.group(1))] = folder
-    return [found[step] for step in sorted(found, reverse=True)]
+    folders = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
+    named = [folder for folder in folders if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name)]
+    return sorted(named, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """N of a folder `checkpoint-N`."""
+    return int(folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
 
 def last_whole_checkpoint(output_dir: Path) -> Path | None:
@@ -201,6 +204,25 @@ def flush_to_disk(folder: Path):
         flush(path)
 
 
+def remove_old_checkpoints(newest: Path, limit: int | None, best: str | None):
+    """
+    Deletes checkpoints beside `newest`, the oldest first, until there are `limit` (None or 0: as many as there are), but
+    neither `newest` nor the `best`.
+
+    Their age is the number of their step: clocks of file servers and nodes differ. Those of later steps than `newest` are
+    the oldest, left by a run that was begun anew, or that went back.
+    """
+    if not limit or limit < 0:
+        return
+    others = [folder for folder in checkpoints_of(newest.parent) if folder.name != newest.name]
+    step = step_of(newest)
+    others.sort(key=lambda folder: (step_of(folder) < step, step_of(folder)))
+    kept = {newest.name} | ({Path(best).name} if best is not None else set())
+    surplus = len(others) + 1 - max(limit, len(kept))
+    for folder in [folder for folder in others if folder.name not in kept][: max(0, surplus)]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class ResumableTrainer(Trainer):
     """
     [`~transformers.Trainer`] whose checkpoints appear in the output folder whole, or not at all, and under DeepSpeed can
@@ -280,12 +302,7 @@ class ResumableTrainer(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(output_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            remove_old_checkpoints(final, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         of_deepspeed = self.is_deepspeed_enabled
@@ -341,4 +358,5 @@ __all__ = [
     "checkpoint_to_resume",
     "checkpoints_of",
     "last_whole_checkpoint",
+    "remove_old_checkpoints",
 ]
