@@ -379,6 +379,8 @@ def check_training_arguments(arguments: SftArguments):
         )
     if arguments.fp16 and arguments.deepspeed_plugin is not None:
         raise ValueError("fp16 with DeepSpeed makes VGGT's camera and depth heads float16, too. Set bf16: true.")
+    if arguments.ddp_timeout < 1:
+        raise ValueError(f"ddp_timeout must be at least 1 second, got {arguments.ddp_timeout}.")
     sizes = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
     if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and not {*sizes} & {*os.environ}:
         # What `accelerate launch --cpu --num_processes 2` sets: an address to meet at, and no number of processes.

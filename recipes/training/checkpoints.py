@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
 from accelerate.utils.deepspeed import DeepSpeedSchedulerWrapper
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
@@ -21,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from data_scripts.files import flush, write_atomically
 
 from .preemption import ignore_in_workers
+from .processes import is_lost, limit_waiting
 from .run_config import RUN_CONFIG
 from .trained import TRAINED, CheckpointError, describe_weights, load_trained, save_trained
 from .zero import known_classes, load_zero_checkpoint, save_zero_checkpoint
@@ -144,15 +144,16 @@ def checkpoint_to_resume(arguments) -> str | None:
     return str(folder)
 
 
-def check_base(checkpoint: Path, path: str) -> dict[str, str]:
+def check_base(checkpoint: Path, path: str, base: dict[str, str] | None = None) -> dict[str, str]:
     """
-    `describe_weights` of the base model at `path`, if `checkpoint` (None for any) was trained on these very weights.
+    `describe_weights` of the base model at `path` (or `base`, where it is known), if `checkpoint` (None for any) was
+    trained on these very weights.
 
     Raises:
         CheckpointError: naming both models, if it was not: it holds what trained of a model, which would be put into
             another one.
     """
-    base = describe_weights(path)
+    base = base or describe_weights(path)
     if checkpoint is None:
         return base
     trained_on = json.loads((Path(checkpoint) / MANIFEST).read_text(encoding="utf-8")).get("base")
@@ -163,26 +164,6 @@ def check_base(checkpoint: Path, path: str) -> dict[str, str]:
             "model that it was trained on, or train anew into another output_dir."
         )
     return base
-
-
-def agree(training_arguments, function, *arguments):
-    """
-    The result of `function` in the first process, in all of them; what it raises, all raise.
-
-    Raises:
-        ValueError: of the same message, if the first process raised an OSError or a ValueError.
-    """
-    outcome = [None, None]
-    if training_arguments.process_index == 0:
-        try:
-            outcome[0] = function(*arguments)
-        except (OSError, ValueError) as error:
-            outcome[1] = str(error)
-    if training_arguments.world_size > 1:
-        broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise ValueError(outcome[1])
-    return outcome[0]
 
 
 ################
@@ -281,6 +262,8 @@ class ResumableTrainer(Trainer):
             if self.accelerator.is_local_main_process:
                 flush_to_disk(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
+            if is_lost(error):
+                raise
             free = shutil.disk_usage(output_dir).free
             if self.args.should_save:
                 shutil.rmtree(folder.parent, ignore_errors=True)
@@ -332,10 +315,14 @@ class ResumableTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        by_deepspeed = self.is_deepspeed_enabled and resume_from_checkpoint is not None
         # DeepSpeed's own loading takes as many processes as there were, and unpickles whatever is in the files.
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        prepared = super()._prepare_for_training(
+            max_steps, train_dataloader, None if by_deepspeed else resume_from_checkpoint
+        )
+        limit_waiting(self.args)  # in the groups that DeepSpeed has made
+        if not by_deepspeed:
+            return prepared
         load_zero_checkpoint(self.model_wrapped, Path(resume_from_checkpoint))
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
@@ -352,7 +339,6 @@ class ResumableTrainer(Trainer):
 __all__ = [
     "CheckpointError",
     "ResumableTrainer",
-    "agree",
     "check_base",
     "check_checkpoint",
     "checkpoint_to_resume",

@@ -19,12 +19,13 @@ from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGenerati
 from recipes.publishing.licences import LicenceConflictError
 
 from .arguments import ModelArguments, check_checkpoint_for, no_eval_split, parse_arguments
-from .checkpoints import CheckpointError, agree, check_base, checkpoint_to_resume
+from .checkpoints import CheckpointError, check_base, checkpoint_to_resume
 from .collator import PackCollator
 from .compilation import check_compile_layers, compile_layers
 from .data import MissingSplitError, PackDataset, SceneDataset, check_disjoint
 from .precision import cast_trained, keep_trained_in_float32, load_dtype
 from .preemption import Preempted, Preemption, exit_preempted, train_or_exit
+from .processes import agree, check_same, describe_run, explain_lost, limit_waiting, together
 from .record import finish_record, start_record
 from .run_config import check_output_dir, check_same_batch, resolved_config, write_run_config
 from .store import FeatureStore, store_key
@@ -47,18 +48,25 @@ def main(default_config: Path):
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     transformers.logging.set_verbosity_warning()
     set_seed(training_arguments.seed)
+    name = Path(sys.argv[0]).name
     try:
+        limit_waiting(training_arguments)
         checkpoint = agree(training_arguments, start_run, model_arguments, data_arguments, training_arguments)
-        trainer = make_trainer(model_arguments, data_arguments, training_arguments)
-        trainer.base = agree(training_arguments, check_base, checkpoint, model_arguments.model_name_or_path)
+        trainer = make_trainer(model_arguments, data_arguments, training_arguments, checkpoint)
+        path = model_arguments.model_name_or_path
+        trainer.base = agree(training_arguments, check_base, checkpoint, path, trainer.base)
     except (OSError, ValueError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+        sys.exit(f"{name}: {error}")
+    except RuntimeError as error:
+        sys.exit(f"{name}: {explain_lost(error, training_arguments)}")
     except Preempted as preempted:
         exit_preempted(preempted, training_arguments.output_dir)
     try:
         run(trainer, model_arguments, preemption, checkpoint)
     except CheckpointError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+        sys.exit(f"{name}: {error}")
+    except RuntimeError as error:
+        sys.exit(f"{name}: {explain_lost(error, training_arguments, trainer.state.global_step)}")
 
 
 def start_run(model_arguments, data_arguments, training_arguments) -> str | None:
@@ -79,17 +87,76 @@ def start_run(model_arguments, data_arguments, training_arguments) -> str | None
     return checkpoint
 
 
-def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwen3Trainer:
+def make_trainer(
+    model_arguments, data_arguments, training_arguments, checkpoint: str | None = None
+) -> VggtQwen3Trainer:
     """
     Loads data and model, and checks both before any step is taken.
 
+    Args:
+        checkpoint (`str`, *optional*): What the run will resume from.
+
     Raises:
         OSError: if data or weights cannot be read.
+        ValueError: for settings, data or checkpoints that cannot be trained with, or that another process has not.
+    """
+    arguments = (model_arguments, data_arguments, training_arguments)
+    processor, train_dataset, eval_sources = together(training_arguments, load_data, *arguments)
+    base = None
+    # Before the model: under ZeRO-3 the processes load it together, and would wait for one that has another.
+    if training_arguments.world_size > 1:
+        loaded = (train_dataset, eval_sources, checkpoint)
+        fields, base = together(training_arguments, describe_run, *arguments, *loaded)
+        check_same(fields)
+
+    ################
+    # Model
+    ################
+    path = model_arguments.model_name_or_path
+    dtype = load_dtype(training_arguments)
+    model = load_for_training(path, processor, model_arguments, data_arguments.geometry_source, dtype)
+    model.loss_chunk_size = model_arguments.loss_chunk_size
+    model = freeze_and_adapt(model, model_arguments)
+    keep_trained_in_float32(model)
+    if model_arguments.compile_layers:
+        compile_layers(model, training_arguments.device)
+    collator = PackCollator(processor, model.config.text_config.max_position_embeddings)
+    for source in train_dataset.sources:
+        collator.check_context(source)
+    # All that trains is used in every step, but for what an encoder computes after the layers that the projector reads;
+    # buffers are constants. Looking for the one and sending the others costs DDP time in every step.
+    if training_arguments.ddp_find_unused_parameters is None:
+        training_arguments.ddp_find_unused_parameters = not model_arguments.freeze_vision
+    if training_arguments.ddp_broadcast_buffers is None:
+        training_arguments.ddp_broadcast_buffers = False
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    num_datasets = len(train_dataset.sources)
+    logger.info("%s parameters train, in %s packs of %s datasets", trainable, len(train_dataset), num_datasets)
+
+    trainer = VggtQwen3Trainer(
+        model=model,
+        loss_weights=model_arguments.loss_heads,
+        args=training_arguments,
+        train_dataset=train_dataset,
+        data_collator=collator,
+        processing_class=processor,
+        data_arguments=data_arguments,
+        eval_sources=eval_sources,
+    )
+    trainer.base = base
+    return trainer
+
+
+def load_data(
+    model_arguments, data_arguments, training_arguments
+) -> tuple[VggtQwen3Processor, PackDataset, list[SceneDataset]]:
+    """
+    The processor, what is trained on and what is evaluated on.
+
+    Raises:
+        OSError: if they cannot be read.
         ValueError: for settings, data or checkpoints that cannot be trained with.
     """
-    ################
-    # Data
-    ################
     path = model_arguments.model_name_or_path
     try:
         config = VggtQwen3Config.from_pretrained(path)
@@ -120,39 +187,7 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
         if processor.has_anchor_head or model_arguments.numbers_from == "head"
         else 1.0,
     )
-
-    ################
-    # Model
-    ################
-    dtype = load_dtype(training_arguments)
-    model = load_for_training(path, processor, model_arguments, data_arguments.geometry_source, dtype)
-    model.loss_chunk_size = model_arguments.loss_chunk_size
-    model = freeze_and_adapt(model, model_arguments)
-    keep_trained_in_float32(model)
-    if model_arguments.compile_layers:
-        compile_layers(model, training_arguments.device)
-    collator = PackCollator(processor, model.config.text_config.max_position_embeddings)
-    for source in train_sources:
-        collator.check_context(source)
-    # All that trains is used in every step, but for what an encoder computes after the layers that the projector reads;
-    # buffers are constants. Looking for the one and sending the others costs DDP time in every step.
-    if training_arguments.ddp_find_unused_parameters is None:
-        training_arguments.ddp_find_unused_parameters = not model_arguments.freeze_vision
-    if training_arguments.ddp_broadcast_buffers is None:
-        training_arguments.ddp_broadcast_buffers = False
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    logger.info("%s parameters train, in %s packs of %s datasets", trainable, len(train_dataset), len(train_sources))
-
-    return VggtQwen3Trainer(
-        model=model,
-        loss_weights=model_arguments.loss_heads,
-        args=training_arguments,
-        train_dataset=train_dataset,
-        data_collator=collator,
-        processing_class=processor,
-        data_arguments=data_arguments,
-        eval_sources=eval_sources,
-    )
+    return processor, train_dataset, eval_sources
 
 
 def load_eval_sources(data_arguments, training_arguments, options: tuple) -> list[SceneDataset]:
