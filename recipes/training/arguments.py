@@ -178,6 +178,10 @@ class SftArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default="auto", metadata={"help": "auto (the last checkpoint in output_dir, if any), none, or a folder."}
     )
+    ddp_timeout: int = field(
+        default=1800,
+        metadata={"help": "Seconds that a process waits for the others; then the run ends. With every launcher."},
+    )
     # transformers' default looks at every micro-step's loss on the host, which waits for the GPU to have done its work.
     logging_nan_inf_filter: bool = field(
         default=False,
