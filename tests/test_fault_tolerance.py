@@ -97,6 +97,13 @@ def zero(path):
     path.write_bytes(bytes(path.stat().st_size))
 
 
+def flip(path):
+    """One bit in the middle of a file, which its header does not tell."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 class Harmful:
     def __reduce__(self):
         return os.system, ("true",)
@@ -123,6 +130,11 @@ def with_code(path):
         (zero, "trainer_state.json", "trainer_state.json: "),
         (zero, "scheduler.pt", "scheduler.pt: "),
         (with_code, "optimizer.pt", "system"),
+        *(
+            (flip, name, f"{name} has other bytes than were written")
+            for name in ("adapter_model.safetensors", "optimizer.pt")
+        ),
+        *((flip, name, name) for name in ("rng_state.pth", "tokenizer.json", "training_args.bin", "README.md")),
     ],
 )
 def test_a_damaged_checkpoint_is_not_resumed(damage, name, expected, whole, tmp_path, caplog):
@@ -135,6 +147,22 @@ def test_a_damaged_checkpoint_is_not_resumed(damage, name, expected, whole, tmp_
         assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-4"
     (line,) = [record.getMessage() for record in caplog.records if "checkpoint-6" in record.getMessage()]
     assert expected in line and "\n" not in line
+
+
+def test_hashing_can_be_left_out_and_old_manifests_have_none(whole, run, tmp_path, caplog):
+    """Catches a checkpoint of before there were hashes that is refused, and a setting that changes nothing."""
+    shutil.copytree(whole, tmp_path / "run")
+    manifest = tmp_path / "run" / "checkpoint-6" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    assert content["sha256"].keys() == content["files"].keys()
+    flip(manifest.parent / "adapter_model.safetensors")
+    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-4"
+    assert last_whole_checkpoint(tmp_path / "run", hashes=False).name == "checkpoint-6"
+    assert run(tmp_path / "run", "--verify_checkpoint", "false", "--resume_from_checkpoint", manifest.parent) is None
+    assert "other bytes" in run(tmp_path / "run", "--resume_from_checkpoint", manifest.parent)
+    del content["sha256"]
+    manifest.write_text(json.dumps(content))
+    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-6"
 
 
 def test_a_run_without_a_whole_checkpoint_does_not_start_again_by_itself(whole, run, tmp_path):

@@ -178,6 +178,10 @@ class SftArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default="auto", metadata={"help": "auto (the last checkpoint in output_dir, if any), none, or a folder."}
     )
+    verify_checkpoint: bool = field(
+        default=True,
+        metadata={"help": "Read the checkpoint to resume from whole, to compare its SHA-256; else its sizes alone."},
+    )
     ddp_timeout: int = field(
         default=1800,
         metadata={"help": "Seconds that a process waits for the others; then the run ends. With every launcher."},

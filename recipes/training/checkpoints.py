@@ -1,86 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are whole or not there: saved under another name, listed in a manifest, checked before use."""
+"""Checkpoints that are whole or not there: saved under another name, chosen to resume from, deleted when they are old."""
 
 import json
 import logging
 import os
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from accelerate.utils.deepspeed import DeepSpeedSchedulerWrapper
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_pt_utils import safe_globals as random_state_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from data_scripts.files import flush, write_atomically
+from data_scripts.files import flush
 
+from .manifest import MANIFEST, check_checkpoint, flush_to_disk, hash_files, in_a_line, write_manifest
 from .preemption import ignore_in_workers
 from .processes import is_lost, limit_waiting
 from .run_config import RUN_CONFIG
 from .trained import TRAINED, CheckpointError, describe_weights, load_trained, save_trained
-from .zero import known_classes, load_zero_checkpoint, save_zero_checkpoint
+from .zero import load_zero_checkpoint, rank_of, save_zero_checkpoint
 
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 # Not checkpoint-*, so that nobody takes it for one; a leading underscore is not uploaded to the Hub.
 SAVING = "_saving"
-# torch.save files that resuming never reads.
-NEVER_LOADED = ("training_args.bin",)
 
 
 ################
 # Reading
 ################
-
-
-def check_checkpoint(folder: Path):
-    """
-    Checks that every file of a checkpoint is there, of the size it was written with, and of a format that can be read.
-
-    Raises:
-        CheckpointError: naming the folder, the file and what is wrong with it.
-    """
-    folder = Path(folder)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        sizes = dict(manifest["files"])
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a whole checkpoint: no {MANIFEST}, which is written last") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} is not a whole checkpoint: {MANIFEST}: {error}") from None
-    for name, size in sizes.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{folder} is not a whole checkpoint: {name} is missing")
-        if path.stat().st_size != size:
-            raise CheckpointError(
-                f"{folder} is not a whole checkpoint: {name} has {path.stat().st_size} bytes, written were {size}"
-            )
-        try:
-            check_format(path)
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} is not a whole checkpoint: {name}: {error}") from None
-
-
-def check_format(path: Path):
-    """Raises if the header of a safetensors, JSON or torch file does not fit it, or if it would run code when loaded."""
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt"):
-            return
-    if path.suffix == ".json":
-        json.loads(path.read_text(encoding="utf-8"))
-    if path.suffix in (".pt", ".pth", ".bin") and path.name not in NEVER_LOADED:
-        known = known_classes() if path.name.endswith("_optim_states.pt") else []
-        with random_state_globals(), torch.serialization.safe_globals(known):
-            if unknown := torch.serialization.get_unsafe_globals_in_checkpoint(path):
-                raise ValueError(f"holds objects that a checkpoint does not: {', '.join(sorted(unknown))}")
 
 
 def checkpoints_of(output_dir: Path) -> list[Path]:
@@ -95,9 +51,10 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
 
-def last_whole_checkpoint(output_dir: Path) -> Path | None:
+def last_whole_checkpoint(output_dir: Path, hashes: bool = True) -> Path | None:
     """
-    The latest checkpoint in `output_dir` that passes [`check_checkpoint`]; a warning names each that does not.
+    The latest checkpoint in `output_dir` that passes [`check_checkpoint`] (with its `hashes`, or without); a warning names
+    each that does not.
 
     Raises:
         CheckpointError: if there are checkpoints and none is whole.
@@ -105,7 +62,7 @@ def last_whole_checkpoint(output_dir: Path) -> Path | None:
     folders = checkpoints_of(output_dir)
     for folder in folders:
         try:
-            check_checkpoint(folder)
+            check_checkpoint(folder, hashes)
         except CheckpointError as error:
             logger.warning("%s. Going back to the one before.", error)
         else:
@@ -128,10 +85,10 @@ def checkpoint_to_resume(arguments) -> str | None:
     if choice in (None, "none"):
         return None
     if choice == "auto":
-        folder = last_whole_checkpoint(arguments.output_dir)
+        folder = last_whole_checkpoint(arguments.output_dir, arguments.verify_checkpoint)
     else:
         folder = Path(choice)
-        check_checkpoint(folder)
+        check_checkpoint(folder, arguments.verify_checkpoint)
     if folder is None:
         return None
     of_deepspeed, with_deepspeed = (folder / "latest").exists(), arguments.deepspeed_plugin is not None
@@ -171,20 +128,6 @@ def check_base(checkpoint: Path, path: str, base: dict[str, str] | None = None) 
 ################
 
 
-def write_manifest(folder: Path, **about):
-    """Lists the files of `folder` and their sizes in its manifest, beside what `about` says."""
-    files = {
-        str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
-    }
-    write_atomically(folder / MANIFEST, json.dumps({**about, "files": files}, indent=1) + "\n")
-
-
-def flush_to_disk(folder: Path):
-    """Waits until the files of `folder` are on the disk, or the file server: a node that dies loses what is not."""
-    for path in [*folder.rglob("*"), folder]:
-        flush(path)
-
-
 def remove_old_checkpoints(newest: Path, limit: int | None, best: str | None):
     """
     Deletes checkpoints beside `newest`, the oldest first, until there are `limit` (None or 0: as many as there are), but
@@ -202,6 +145,28 @@ def remove_old_checkpoints(newest: Path, limit: int | None, best: str | None):
     surplus = len(others) + 1 - max(limit, len(kept))
     for folder in [folder for folder in others if folder.name not in kept][: max(0, surplus)]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def loading(checkpoint: str | None):
+    """
+    Within it a checkpoint is loaded: whatever its files make their readers raise becomes a line that names it.
+
+    Raises:
+        CheckpointError: in place of any other error.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        if is_lost(error):
+            raise
+        raise CheckpointError(
+            f"{checkpoint} cannot be resumed from: {type(error).__name__}: {in_a_line(error)}. Its files are what was "
+            "saved, if its manifest has their SHA-256: then this run is another one. Else remove it, to go on from the "
+            "one before."
+        ) from error
 
 
 class ResumableTrainer(Trainer):
@@ -257,7 +222,11 @@ class ResumableTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
                 shutil.copy2(output_dir / RUN_CONFIG, folder)
-                write_manifest(folder, world_size=self.args.world_size, base=self.base)
+            # Each process reads what it has written itself, which its machine still has in memory.
+            hashes = gather_object([hash_files(folder, self._own_files(folder), flushed=True)])
+            if self.args.should_save:
+                hashes = dict(sorted(item for own in hashes for item in own.items()))
+                write_manifest(folder, world_size=self.args.world_size, base=self.base, sha256=hashes)
             self.accelerator.wait_for_everyone()  # the folder's files keep their names from here on
             if self.accelerator.is_local_main_process:
                 flush_to_disk(folder)
@@ -287,6 +256,10 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             remove_old_checkpoints(final, self.args.save_total_limit, self.state.best_model_checkpoint)
 
+    def _own_files(self, folder: Path) -> list[Path]:
+        """The files of a checkpoint that this process has written: DeepSpeed's of its rank; of the first, all others."""
+        return [path for path in folder.rglob("*") if path.is_file() and rank_of(path) == self.args.process_index]
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         of_deepspeed = self.is_deepspeed_enabled
         # With LoRA it is the adapter that is saved.
@@ -309,10 +282,19 @@ class ResumableTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
-        if (Path(resume_from_checkpoint) / TRAINED).is_file():
-            load_trained(self.model, Path(resume_from_checkpoint))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with loading(resume_from_checkpoint):
+            if (Path(resume_from_checkpoint) / TRAINED).is_file():
+                load_trained(self.model, Path(resume_from_checkpoint))
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        with loading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None):
+        with loading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         by_deepspeed = self.is_deepspeed_enabled and resume_from_checkpoint is not None
@@ -323,7 +305,8 @@ class ResumableTrainer(Trainer):
         limit_waiting(self.args)  # in the groups that DeepSpeed has made
         if not by_deepspeed:
             return prepared
-        load_zero_checkpoint(self.model_wrapped, Path(resume_from_checkpoint))
+        with loading(resume_from_checkpoint):
+            load_zero_checkpoint(self.model_wrapped, Path(resume_from_checkpoint))
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 

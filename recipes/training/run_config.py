@@ -24,6 +24,7 @@ FREE = {
     "global_batch_size",  # compared as what is in force, whoever set it
     "loss_chunk_size",
     "max_new_tokens",
+    "verify_checkpoint",
     "vision_attn_implementation",
 }
 # Of transformers' own arguments, those that do; of the recipe's, all but FREE.
