@@ -15,7 +15,7 @@ from accelerate.utils.deepspeed import DeepSpeedSchedulerWrapper
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import Trainer
-from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from data_scripts.files import flush
@@ -148,9 +148,9 @@ def remove_old_checkpoints(newest: Path, limit: int | None, best: str | None):
 
 
 @contextmanager
-def loading(checkpoint: str | None):
+def loading(checkpoint: str | None, files: str):
     """
-    Within it a checkpoint is loaded: whatever its files make their readers raise becomes a line that names it.
+    Within it `files` of a checkpoint are loaded: whatever they make their readers raise becomes a line that names them.
 
     Raises:
         CheckpointError: in place of any other error.
@@ -163,9 +163,8 @@ def loading(checkpoint: str | None):
         if is_lost(error):
             raise
         raise CheckpointError(
-            f"{checkpoint} cannot be resumed from: {type(error).__name__}: {in_a_line(error)}. Its files are what was "
-            "saved, if its manifest has their SHA-256: then this run is another one. Else remove it, to go on from the "
-            "one before."
+            f"{checkpoint} cannot be resumed from: {files}: {type(error).__name__}: {in_a_line(error)}. Remove it to go on "
+            "from the one before."
         ) from error
 
 
@@ -281,19 +280,25 @@ class ResumableTrainer(Trainer):
         if self.args.should_save and not isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
+        with loading(checkpoint, TRAINER_STATE_NAME):
+            return super()._init_training_state(
+                max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
+            )
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
-        with loading(resume_from_checkpoint):
+        with loading(resume_from_checkpoint, f"{TRAINED} or adapter"):
             if (Path(resume_from_checkpoint) / TRAINED).is_file():
                 load_trained(self.model, Path(resume_from_checkpoint))
             else:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
-        with loading(checkpoint):
+        with loading(checkpoint, f"{OPTIMIZER_NAME} or {SCHEDULER_NAME}"):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None):
-        with loading(checkpoint):
+        with loading(checkpoint, "rng_state"):
             super()._load_rng_state(checkpoint)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
@@ -305,7 +310,7 @@ class ResumableTrainer(Trainer):
         limit_waiting(self.args)  # in the groups that DeepSpeed has made
         if not by_deepspeed:
             return prepared
-        with loading(resume_from_checkpoint):
+        with loading(resume_from_checkpoint, "DeepSpeed's files"):
             load_zero_checkpoint(self.model_wrapped, Path(resume_from_checkpoint))
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared

@@ -5,6 +5,7 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import NoneType
 
 import torch
 from safetensors import safe_open
@@ -21,6 +22,18 @@ from .zero import known_classes
 MANIFEST = "manifest.json"
 # torch.save files that resuming never reads.
 NEVER_LOADED = ("training_args.bin",)
+# Of the state of a Trainer.
+STATE = {
+    "global_step": int,
+    "epoch": (int, float),
+    "train_batch_size": int,
+    "num_input_tokens_seen": int,
+    "total_flos": (int, float),
+    "log_history": list,
+    "best_metric": (int, float, NoneType),
+    "best_model_checkpoint": (str, NoneType),
+    "stateful_callbacks": dict,
+}
 THREADS = 8  # that read files; hashing leaves the interpreter's lock alone
 
 
@@ -46,9 +59,13 @@ def check_checkpoint(folder: Path, hashes: bool = True):
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{failed}{MANIFEST}: {in_a_line(error)}") from None
     for name, path in paths.items():
-        if not path.resolve().is_relative_to(folder.resolve()):
+        try:
+            inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+        except (OSError, ValueError) as error:  # no name that a file can have
+            raise CheckpointError(f"{failed}{MANIFEST} names {name[:60]!r}: {in_a_line(error)}") from None
+        if not inside:
             raise CheckpointError(f"{failed}{name} is not in it")
-        if not path.is_file():
+        if not there:
             raise CheckpointError(f"{failed}{name} is missing")
         if path.stat().st_size != sizes.get(name):
             raise CheckpointError(f"{failed}{name} has {path.stat().st_size} bytes, written were {sizes.get(name)}")
@@ -73,12 +90,23 @@ def check_format(path: Path):
     if path.suffix == ".json":
         content = json.loads(path.read_text(encoding="utf-8"))
         if path.name == TRAINER_STATE_NAME:
-            TrainerState(**content)
+            check_state(content)
     if path.suffix in (".pt", ".pth", ".bin") and path.name not in NEVER_LOADED:
         known = known_classes() if path.name.endswith("_optim_states.pt") else []
         with random_state_globals(), torch.serialization.safe_globals(known):
             if unknown := torch.serialization.get_unsafe_globals_in_checkpoint(path):
                 raise ValueError(f"holds objects that a checkpoint does not: {', '.join(sorted(unknown))}")
+
+
+def check_state(content: dict):
+    """Raises if it is not what a Trainer keeps of its own state; the rest of the values only tell of settings."""
+    state = TrainerState(**content)
+    for name, types in STATE.items():
+        if not isinstance(getattr(state, name), types):
+            raise ValueError(f"{name} is {getattr(state, name)!r}")
+    if state.global_step < 0:
+        raise ValueError(f"global_step is {state.global_step}")
+    (state.best_model_checkpoint or "").encode()  # no half of a surrogate pair
 
 
 def in_a_line(error: BaseException, longest: int = 300) -> str:
