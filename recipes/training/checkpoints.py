@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints that are whole or not there: saved under another name, chosen to resume from, deleted when they are old."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -13,13 +14,13 @@ import torch
 from accelerate.utils import gather_object
 from accelerate.utils.deepspeed import DeepSpeedSchedulerWrapper
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from data_scripts.files import flush
+from data_scripts.files import flush, write_atomically
 
+from .disk import failed_line, is_write_error
 from .manifest import MANIFEST, check_checkpoint, flush_to_disk, hash_files, in_a_line, write_manifest
 from .preemption import ignore_in_workers
 from .processes import is_lost, limit_waiting
@@ -147,6 +148,12 @@ def remove_old_checkpoints(newest: Path, limit: int | None, best: str | None):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def advice(output_dir: Path) -> str:
+    """What is left of a run that could not save, and how it goes on."""
+    last = next(iter(checkpoints_of(output_dir)), None)
+    return f"{last} is whole: when there is room, the same command resumes from it." if last else ""
+
+
 @contextmanager
 def loading(checkpoint: str | None, files: str):
     """
@@ -229,17 +236,15 @@ class ResumableTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # the folder's files keep their names from here on
             if self.accelerator.is_local_main_process:
                 flush_to_disk(folder)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if is_lost(error):
-                raise
-            free = shutil.disk_usage(output_dir).free
+        except Exception as error:
+            failed = (
+                failed_line(final, error) if is_write_error(error) else None
+            )  # of the space there was, before it is freed
             if self.args.should_save:
                 shutil.rmtree(folder.parent, ignore_errors=True)
-            last = next(iter(checkpoints_of(output_dir)), None)
-            raise CheckpointError(
-                f"Saving {final} failed ({free / 2**20:.1f} MiB were free): {error}. "
-                + (f"{last} is whole: when there is room, the same command resumes from it." if last else "")
-            ) from error
+            if failed is None:
+                raise
+            raise CheckpointError(f"{failed} {advice(output_dir)}".rstrip()) from error
         finally:
             self._saving = False
         self.accelerator.wait_for_everyone()  # all nodes have flushed
@@ -254,6 +259,22 @@ class ResumableTrainer(Trainer):
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
             remove_old_checkpoints(final, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def save_state(self):
+        if self.args.should_save:
+            # As Trainer writes it, but whole.
+            state = json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True) + "\n"
+            write_atomically(Path(self.args.output_dir) / TRAINER_STATE_NAME, state)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True):
+        if not self.is_world_process_zero():
+            return
+        output_dir = Path(self.args.output_dir)
+        every = output_dir / "all_results.json"
+        if combined:
+            before = json.loads(every.read_text(encoding="utf-8")) if every.is_file() else {}
+            write_atomically(every, json.dumps(before | metrics, indent=4, sort_keys=True) + "\n")
+        write_atomically(output_dir / f"{split}_results.json", json.dumps(metrics, indent=4, sort_keys=True) + "\n")
 
     def _own_files(self, folder: Path) -> list[Path]:
         """The files of a checkpoint that this process has written: DeepSpeed's of its rank; of the first, all others."""
@@ -282,9 +303,11 @@ class ResumableTrainer(Trainer):
 
     def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
         with loading(checkpoint, TRAINER_STATE_NAME):
-            return super()._init_training_state(
+            begin = super()._init_training_state(
                 max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
             )
+        # Of a run that trained to its end and could not save the model: Trainer would take a step too many.
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else begin
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         with loading(resume_from_checkpoint, f"{TRAINED} or adapter"):
@@ -325,8 +348,10 @@ class ResumableTrainer(Trainer):
 
 
 __all__ = [
+    "SAVING",
     "CheckpointError",
     "ResumableTrainer",
+    "advice",
     "check_base",
     "check_checkpoint",
     "checkpoint_to_resume",

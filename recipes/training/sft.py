@@ -5,6 +5,7 @@ accelerate launch recipes/stage2.py [--config FILE.yaml] [--any_key value ...]
 """
 
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGenerati
 from recipes.publishing.licences import LicenceConflictError
 
 from .arguments import ModelArguments, check_checkpoint_for, no_eval_split, parse_arguments
-from .checkpoints import CheckpointError, check_base, checkpoint_to_resume
+from .checkpoints import SAVING, CheckpointError, advice, check_base, checkpoint_to_resume
 from .collator import PackCollator
 from .compilation import check_compile_layers, compile_layers
 from .data import MissingSplitError, PackDataset, SceneDataset, check_disjoint
+from .disk import move_into, saving
 from .precision import cast_trained, keep_trained_in_float32, load_dtype
 from .preemption import Preempted, Preemption, exit_preempted, train_or_exit
 from .processes import agree, check_same, describe_run, explain_lost, limit_waiting, together
@@ -61,8 +63,10 @@ def main(default_config: Path):
         sys.exit(f"{name}: {explain_lost(error, training_arguments)}")
     except Preempted as preempted:
         exit_preempted(preempted, training_arguments.output_dir)
+    output_dir = Path(training_arguments.output_dir)
     try:
-        run(trainer, model_arguments, preemption, checkpoint)
+        with saving(output_dir, lambda: advice(output_dir)):
+            run(trainer, model_arguments, preemption, checkpoint)
     except CheckpointError as error:
         sys.exit(f"{name}: {error}")
     except RuntimeError as error:
@@ -339,31 +343,53 @@ def save(trainer: VggtQwen3Trainer, model_arguments):
     """
     Writes model and processor to the output directory; a LoRA adapter to `adapter/`, and merged beside it. What trained is
     float32 in the adapter, and in the model of the type that the checkpoint had which the run started from.
+
+    Everything is written to a folder of its own first: what is in the output directory is whole.
     """
     output_dir = Path(trainer.args.output_dir)
+    folder = output_dir / SAVING / "model"
+    if trainer.is_world_process_zero():
+        shutil.rmtree(folder.parent, ignore_errors=True)  # of a run that ended while it saved
+        folder.mkdir(parents=True)
+    trainer.accelerator.wait_for_everyone()
+    try:
+        write_model(trainer, model_arguments, folder)
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            weights = {path.name for path in folder.glob("*.safetensors")}
+            move_into(folder, output_dir)
+            for path in output_dir.glob("*.safetensors"):
+                if path.name not in weights:  # of an earlier save in other pieces
+                    path.unlink()
+    finally:
+        if trainer.is_world_process_zero():
+            shutil.rmtree(folder.parent, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+def write_model(trainer: VggtQwen3Trainer, model_arguments, folder: Path):
     dtype = load_dtype(trainer.args) or VggtQwen3Config.from_pretrained(model_arguments.model_name_or_path).dtype
     # Training switches the cache off; generation wants it.
     trainer.model.config.use_cache = True
     if not isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel):
         cast_trained(trainer.model, dtype or torch.float32)
-        trainer.save_model(_internal_call=True)  # published when all is there, by `run`
-    else:
-        adapter_dir = output_dir / "adapter"
-        trainer.save_model(str(adapter_dir), _internal_call=True)
-        trainer.accelerator.wait_for_everyone()
-        if trainer.is_world_process_zero():
-            # Merged from the files: under ZeRO-3 no process holds the whole model.
-            if is_deepspeed_zero3_enabled():
-                unset_hf_deepspeed_config()
-            # A new anchor head's own weights are those of the adapter.
-            base = load_for_training(
-                model_arguments.model_name_or_path,
-                trainer.processing_class,
-                model_arguments,
-                trainer.model.config.geometry_source,
-                load_dtype(trainer.args),
-            )
-            merged = PeftModel.from_pretrained(base, adapter_dir).merge_and_unload()
-            merged.save_pretrained(output_dir)
-            trainer.processing_class.save_pretrained(output_dir)
+        trainer.save_model(str(folder), _internal_call=True)  # published when all is there, by `run`
+        return
+    adapter_dir = folder / "adapter"
+    trainer.save_model(str(adapter_dir), _internal_call=True)
     trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        # Merged from the files: under ZeRO-3 no process holds the whole model.
+        if is_deepspeed_zero3_enabled():
+            unset_hf_deepspeed_config()
+        # A new anchor head's own weights are those of the adapter.
+        base = load_for_training(
+            model_arguments.model_name_or_path,
+            trainer.processing_class,
+            model_arguments,
+            trainer.model.config.geometry_source,
+            load_dtype(trainer.args),
+        )
+        merged = PeftModel.from_pretrained(base, adapter_dir).merge_and_unload()
+        merged.save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)
