@@ -19,6 +19,7 @@ import torch
 import yaml
 from toys import write_toy_checkpoint, write_toy_repo
 
+from recipes.launching.output import lock_holder, lock_output
 from recipes.training.arguments import CONFIGS
 from recipes.training.checkpoints import (
     CheckpointError,
@@ -28,7 +29,7 @@ from recipes.training.checkpoints import (
     remove_old_checkpoints,
 )
 from recipes.training.preemption import REQUEUE_EXIT_CODE, SIGNALS
-from recipes.training.run_config import RUN_CONFIG
+from recipes.training.run_config import RUN_CONFIG, lock_output_dir, run_at_work
 from recipes.training.sft import main
 
 
@@ -501,3 +502,36 @@ def test_what_does_not_change_the_result_may_change(whole, run, tmp_path):
 def test_a_folder_that_is_no_run_is_refused(whole, run, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"someone's")
     assert "no run_config.yaml" in run(tmp_path)
+
+
+def test_a_second_run_in_one_folder_is_kept_out(whole, run, tmp_path):
+    """
+    Catches two runs started by a plain `accelerate launch` that delete each other's checkpoints, a lock that outlives a
+    process killed with -9 or one held by its data loaders, and one that refuses the run that goes on.
+    """
+    shutil.copytree(whole, tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    reads, writes = os.pipe()
+    if (first := os.fork()) == 0:  # a run, and a data loader of it
+        lock_output_dir(tmp_path / "run")
+        loader = os.fork()
+        if loader != 0:
+            os.write(writes, str(loader).encode())
+        signal.pause()
+        os._exit(0)
+    try:
+        loader = int(os.read(reads, 20))
+        message = run(tmp_path / "run")
+        assert f"is in use by another run: process {first} on {socket.gethostname()}" in message
+        with pytest.raises(ValueError, match=f"process {first} on"):
+            lock_output(tmp_path / "run", 0)
+        assert lock_holder(tmp_path / "run") == f"process {first} on {socket.gethostname()}"
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+    finally:
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
+    try:
+        assert run_at_work(tmp_path / "run") is None
+        assert run(tmp_path / "run") is None
+    finally:
+        os.kill(loader, signal.SIGKILL)

@@ -134,7 +134,7 @@ def test_a_full_disk_while_the_tokenizer_is_written(at, toys, whole, tmp_path, m
     assert is_the_line(message, tmp_path) and f"{last} is whole: when there is room" in message
     check_checkpoint(last)
     there = {path.name for path in tmp_path.iterdir()} - {last.name, "checkpoint-1"}
-    assert there <= {"run_config.yaml", "run.json", "trainer_state.json", "runs"}, there
+    assert there <= {".run.lock", "run_config.yaml", "run.json", "trainer_state.json", "runs"}, there
     assert run_stage2(*arguments_of(toys, tmp_path)) is None
     assert losses_of(tmp_path) == losses_of(whole)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in whole.iterdir()}

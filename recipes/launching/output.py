@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from recipes.training.checkpoints import SAVING, CheckpointError, check_checkpoint, checkpoints_of
-from recipes.training.run_config import check_output_dir
+from recipes.training.run_config import check_output_dir, run_at_work
 
 from .settings import BatchPlan, data_arguments, model_arguments
 
@@ -82,6 +82,8 @@ def lock_output(output: Path, machine_rank: int):
         ValueError: naming host and process of the launch that is at work there.
     """
     output.mkdir(parents=True, exist_ok=True)
+    if machine_rank == 0 and (run := run_at_work(output)) is not None:  # started without a launch
+        raise ValueError(f"{output} is in use by another run: {run}.")
     stream = (output / lock_name(machine_rank)).open("a+", encoding="utf-8")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,7 +103,9 @@ def lock_name(machine_rank: int) -> str:
 
 
 def lock_holder(output: Path) -> str | None:
-    """The launch that is at work in `output`, as its lock says; None if there is none."""
+    """The launch, or the run without one, that is at work in `output`, as its lock says; None if there is none."""
+    if (run := run_at_work(output)) is not None:
+        return run
     path = output / lock_name(0)
     if not path.is_file():
         return None

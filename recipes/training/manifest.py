@@ -26,7 +26,7 @@ NEVER_LOADED = ("training_args.bin",)
 STATE = {
     "global_step": int,
     "epoch": (int, float),
-    "train_batch_size": int,
+    "train_batch_size": (int, NoneType),
     "num_input_tokens_seen": int,
     "total_flos": (int, float),
     "log_history": list,

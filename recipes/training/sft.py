@@ -29,7 +29,14 @@ from .precision import cast_trained, keep_trained_in_float32, load_dtype
 from .preemption import Preempted, Preemption, exit_preempted, train_or_exit
 from .processes import agree, check_same, describe_run, explain_lost, limit_waiting, together
 from .record import finish_record, start_record
-from .run_config import check_output_dir, check_same_batch, resolved_config, write_run_config
+from .run_config import (
+    check_output_dir,
+    check_same_batch,
+    lock_output_dir,
+    resolved_config,
+    unlock_output_dir,
+    write_run_config,
+)
 from .store import FeatureStore, store_key
 from .trainer import VggtQwen3Trainer, freeze_and_adapt
 from .zero import check_deepspeed_config
@@ -44,7 +51,15 @@ def main(default_config: Path):
     # Arguments
     ################
     # Parsed before any model is made: under ZeRO-3 its parameters are partitioned as they are created.
-    model_arguments, data_arguments, training_arguments = parse_arguments(default_config)
+    arguments = parse_arguments(default_config)
+    try:
+        run_stage(*arguments)
+    finally:
+        unlock_output_dir()
+
+
+def run_stage(model_arguments, data_arguments, training_arguments):
+    """Loads, compares, trains and saves; what cannot be done exits with a line that says why."""
     preemption = Preemption()
     preemption.install()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -78,11 +93,12 @@ def start_run(model_arguments, data_arguments, training_arguments) -> str | None
     Takes the output directory for a run of these settings, and returns the checkpoint to resume from, if any.
 
     Raises:
-        ValueError: if the directory is another run's, no checkpoint in it is whole, or DeepSpeed's settings contradict.
+        ValueError: if the directory is another run's, or another is at work in it, no checkpoint in it is whole, or DeepSpeed's settings contradict.
     """
     check_deepspeed_config(training_arguments)
     check_compile_layers(model_arguments.compile_layers)
     config = resolved_config(model_arguments, data_arguments, training_arguments)
+    lock_output_dir(training_arguments.output_dir)
     check_output_dir(training_arguments.output_dir, config)
     checkpoint = checkpoint_to_resume(training_arguments)
     if checkpoint is not None:
