@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from modeling_vggt_qwen3 import VggtQwen3Processor
 
 from .training.arguments import ModelArguments
-from .training.checkpoints import CheckpointError, check_base, check_checkpoint
+from .training.checkpoints import CheckpointError, check_base
+from .training.disk import saving
+from .training.manifest import check_checkpoint, flush_to_disk
 from .training.run_config import read_run_config
 from .training.sft import load_for_training, load_model
 from .training.trained import TRAINED
@@ -42,7 +44,7 @@ def export(checkpoint: Path, output: Path, merge_lora: bool = False, dtype: torc
 
     Raises:
         ValueError: if the checkpoint is not whole, the model that it was trained on is not what it was, `output` holds
-            something, or there is no LoRA to merge.
+            something, there is no LoRA to merge, or the disk is full.
     """
     check_checkpoint(checkpoint)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -60,11 +62,13 @@ def export(checkpoint: Path, output: Path, merge_lora: bool = False, dtype: torc
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.save_pretrained(partial, max_shard_size="5GB")
-        VggtQwen3Processor.from_pretrained(checkpoint, trust_remote_code=False).save_pretrained(partial)
-        if output.exists():
-            output.rmdir()
-        os.rename(partial, output)
+        with saving(output):
+            model.save_pretrained(partial, max_shard_size="5GB")
+            VggtQwen3Processor.from_pretrained(checkpoint, trust_remote_code=False).save_pretrained(partial)
+            flush_to_disk(partial)
+            if output.exists():
+                output.rmdir()
+            os.rename(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

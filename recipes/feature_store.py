@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
 from recipes.training.data import SceneDataset
+from recipes.training.disk import saving
 from recipes.training.sft import load_model, set_preprocessing
 from recipes.training.store import DTYPES, StoreEntry, hash_views, store_key
 from recipes.training.store_writer import FeatureStoreWriter
@@ -52,7 +53,8 @@ def main():
     if arguments.view_subsets < 0 or not 0 < (arguments.view_dropout or 0.5) < 1:
         parser.error("--view-subsets must not be negative, --view-dropout above 0 and below 1")
     try:
-        fill_store(arguments)
+        with saving(arguments.output, lambda: "When there is room, the same command goes on."):
+            fill_store(arguments)
     except (OSError, ValueError) as error:
         sys.exit(f"recipes.feature_store: {error}")
 

@@ -19,15 +19,17 @@ import torch
 import yaml
 from toys import write_toy_checkpoint, write_toy_repo
 
+from recipes.launching.output import lock_holder, lock_output
 from recipes.training.arguments import CONFIGS
 from recipes.training.checkpoints import (
     CheckpointError,
     ResumableTrainer,
     check_checkpoint,
     last_whole_checkpoint,
+    remove_old_checkpoints,
 )
 from recipes.training.preemption import REQUEUE_EXIT_CODE, SIGNALS
-from recipes.training.run_config import RUN_CONFIG
+from recipes.training.run_config import RUN_CONFIG, lock_output_dir, run_at_work
 from recipes.training.sft import main
 
 
@@ -96,6 +98,13 @@ def zero(path):
     path.write_bytes(bytes(path.stat().st_size))
 
 
+def flip(path):
+    """One bit in the middle of a file, which its header does not tell."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 class Harmful:
     def __reduce__(self):
         return os.system, ("true",)
@@ -122,6 +131,11 @@ def with_code(path):
         (zero, "trainer_state.json", "trainer_state.json: "),
         (zero, "scheduler.pt", "scheduler.pt: "),
         (with_code, "optimizer.pt", "system"),
+        *(
+            (flip, name, f"{name} has other bytes than were written")
+            for name in ("adapter_model.safetensors", "optimizer.pt")
+        ),
+        *((flip, name, name) for name in ("rng_state.pth", "tokenizer.json", "training_args.bin", "README.md")),
     ],
 )
 def test_a_damaged_checkpoint_is_not_resumed(damage, name, expected, whole, tmp_path, caplog):
@@ -134,6 +148,22 @@ def test_a_damaged_checkpoint_is_not_resumed(damage, name, expected, whole, tmp_
         assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-4"
     (line,) = [record.getMessage() for record in caplog.records if "checkpoint-6" in record.getMessage()]
     assert expected in line and "\n" not in line
+
+
+def test_hashing_can_be_left_out_and_old_manifests_have_none(whole, run, tmp_path, caplog):
+    """Catches a checkpoint of before there were hashes that is refused, and a setting that changes nothing."""
+    shutil.copytree(whole, tmp_path / "run")
+    manifest = tmp_path / "run" / "checkpoint-6" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    assert content["sha256"].keys() == content["files"].keys()
+    flip(manifest.parent / "adapter_model.safetensors")
+    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-4"
+    assert last_whole_checkpoint(tmp_path / "run", hashes=False).name == "checkpoint-6"
+    assert run(tmp_path / "run", "--verify_checkpoint", "false", "--resume_from_checkpoint", manifest.parent) is None
+    assert "other bytes" in run(tmp_path / "run", "--resume_from_checkpoint", manifest.parent)
+    del content["sha256"]
+    manifest.write_text(json.dumps(content))
+    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-6"
 
 
 def test_a_run_without_a_whole_checkpoint_does_not_start_again_by_itself(whole, run, tmp_path):
@@ -207,6 +237,41 @@ def test_workers_persist_and_a_resumed_run_is_the_same(stopped, run, tmp_path, m
         is None
     )
     assert losses_of(tmp_path / "again") == losses_of(tmp_path / "whole")
+
+
+def test_a_clock_ahead_does_not_delete_the_newest_checkpoint(whole, run, tmp_path):
+    """Catches an age that is told by time of change: of a file server whose clock was an hour ahead before it was set."""
+    shutil.copytree(whole, tmp_path / "run")
+    for step in (4, 6):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    os.utime(tmp_path / "run" / "checkpoint-2", (time.time() + 3600,) * 2)
+    assert run(tmp_path / "run", "--save_total_limit", 1) is None
+    assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
+
+
+@pytest.mark.parametrize(
+    ("newest", "limit", "best", "kept"),
+    [
+        (40, 2, None, [30, 40]),
+        (40, 1, 20, [20, 40]),  # the best and the newest stay whatever the limit is
+        (40, 3, 20, [20, 30, 40]),
+        (40, None, None, [9, 20, 30, 40]),
+        (40, 0, None, [9, 20, 30, 40]),
+        (20, 1, None, [20]),  # begun anew in a folder of before, or gone back: what comes later is older
+        (20, 2, None, [9, 20]),
+        (20, 2, 40, [20, 40]),
+    ],
+)
+def test_old_checkpoints_are_told_by_their_step(newest, limit, best, kept, tmp_path):
+    """Catches steps in the order of words (9 after 40), a best or newest one that is deleted, and copies that are a user's own."""
+    for age, step in enumerate((40, 9, 30, 20)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        os.utime(tmp_path / f"checkpoint-{step}", (time.time() - 100 * age,) * 2)
+    (tmp_path / "checkpoint-8-mine").mkdir()
+    best = None if best is None else str(tmp_path / f"checkpoint-{best}")
+    remove_old_checkpoints(tmp_path / f"checkpoint-{newest}", limit, best)
+    left = sorted(folder.name for folder in tmp_path.iterdir())
+    assert left == sorted(["checkpoint-8-mine", *(f"checkpoint-{step}" for step in kept)])
 
 
 def test_the_best_checkpoint_is_known_by_its_final_name(run, tmp_path):
@@ -437,3 +502,36 @@ def test_what_does_not_change_the_result_may_change(whole, run, tmp_path):
 def test_a_folder_that_is_no_run_is_refused(whole, run, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"someone's")
     assert "no run_config.yaml" in run(tmp_path)
+
+
+def test_a_second_run_in_one_folder_is_kept_out(whole, run, tmp_path):
+    """
+    Catches two runs started by a plain `accelerate launch` that delete each other's checkpoints, a lock that outlives a
+    process killed with -9 or one held by its data loaders, and one that refuses the run that goes on.
+    """
+    shutil.copytree(whole, tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    reads, writes = os.pipe()
+    if (first := os.fork()) == 0:  # a run, and a data loader of it
+        lock_output_dir(tmp_path / "run")
+        loader = os.fork()
+        if loader != 0:
+            os.write(writes, str(loader).encode())
+        signal.pause()
+        os._exit(0)
+    try:
+        loader = int(os.read(reads, 20))
+        message = run(tmp_path / "run")
+        assert f"is in use by another run: process {first} on {socket.gethostname()}" in message
+        with pytest.raises(ValueError, match=f"process {first} on"):
+            lock_output(tmp_path / "run", 0)
+        assert lock_holder(tmp_path / "run") == f"process {first} on {socket.gethostname()}"
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+    finally:
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
+    try:
+        assert run_at_work(tmp_path / "run") is None
+        assert run(tmp_path / "run") is None
+    finally:
+        os.kill(loader, signal.SIGKILL)

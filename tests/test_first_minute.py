@@ -19,7 +19,7 @@ from recipes.launching.checks import check_data, check_weights
 from recipes.launching.settings import read_settings
 from recipes.training.arguments import ModelArguments
 from recipes.training.inputs import DATASETS, check_inputs, is_local_name, missing_checkpoint, missing_dataset
-from recipes.training.sft import make_trainer
+from recipes.training.sft import load_data
 
 
 ROOT = Path(__file__).parent.parent
@@ -158,7 +158,7 @@ def test_preflight_offline_looks_into_the_cache_alone(tmp_path, monkeypatch):
 def test_a_recipe_offline_names_what_it_cannot_read():
     """Catches "couldn't connect to load the files", from which nobody knows which setting is meant."""
     with pytest.raises(ValueError, match="model_name_or_path org/model cannot be read: "):
-        make_trainer(ModelArguments("org/model"), None, None)
+        load_data(ModelArguments("org/model"), None, None)
 
 
 def test_preflight_asks_the_hub_for_what_may_be_there(hub, tmp_path, monkeypatch):

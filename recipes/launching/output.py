@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_scripts.credentials import without_credentials
 from recipes.training.checkpoints import SAVING, CheckpointError, check_checkpoint, checkpoints_of
-from recipes.training.run_config import check_output_dir
+from recipes.training.run_config import check_output_dir, run_at_work
 
 from .settings import BatchPlan, data_arguments, model_arguments
 
@@ -59,14 +59,14 @@ def check_checkpoints(settings: Namespace) -> tuple[list[str], list[str]]:
         return [], []
     if settings.resume_from_checkpoint not in (None, "auto"):
         try:
-            check_checkpoint(Path(settings.resume_from_checkpoint))
+            check_checkpoint(Path(settings.resume_from_checkpoint), hashes=False)
         except CheckpointError as error:
             return [f"Checkpoint: {error}. Give another one with -- --resume_from_checkpoint."], []
         return [], []
     folders, damaged = checkpoints_of(output), []
     for folder in folders:
         try:
-            check_checkpoint(folder)
+            check_checkpoint(folder, hashes=False)  # the recipe takes them
         except CheckpointError as error:
             damaged.append(str(error))
     if folders and len(damaged) == len(folders):
@@ -85,6 +85,8 @@ def lock_output(output: Path, machine_rank: int):
         ValueError: naming host and process of the launch that is at work there.
     """
     output.mkdir(parents=True, exist_ok=True)
+    if machine_rank == 0 and (run := run_at_work(output)) is not None:  # started without a launch
+        raise ValueError(f"{output} is in use by another run: {run}.")
     stream = (output / lock_name(machine_rank)).open("a+", encoding="utf-8")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,7 +106,9 @@ def lock_name(machine_rank: int) -> str:
 
 
 def lock_holder(output: Path) -> str | None:
-    """The launch that is at work in `output`, as its lock says; None if there is none."""
+    """The launch, or the run without one, that is at work in `output`, as its lock says; None if there is none."""
+    if (run := run_at_work(output)) is not None:
+        return run
     path = output / lock_name(0)
     if not path.is_file():
         return None

@@ -195,6 +195,14 @@ class SftArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default="auto", metadata={"help": "auto (the last checkpoint in output_dir, if any), none, or a folder."}
     )
+    verify_checkpoint: bool = field(
+        default=True,
+        metadata={"help": "Read the checkpoint to resume from whole, to compare its SHA-256; else its sizes alone."},
+    )
+    ddp_timeout: int = field(
+        default=1800,
+        metadata={"help": "Seconds that a process waits for the others; then the run ends. With every launcher."},
+    )
     # transformers' default looks at every micro-step's loss on the host, which waits for the GPU to have done its work.
     logging_nan_inf_filter: bool = field(
         default=False,
@@ -446,6 +454,8 @@ def check_training_arguments(arguments: SftArguments):
         )
     if arguments.fp16 and arguments.deepspeed_plugin is not None:
         raise ValueError("fp16 with DeepSpeed makes VGGT's camera and depth heads float16, too. Set bf16: true.")
+    if arguments.ddp_timeout < 1:
+        raise ValueError(f"ddp_timeout must be at least 1 second, got {arguments.ddp_timeout}.")
     sizes = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
     if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and not {*sizes} & {*os.environ}:
         # What `accelerate launch --cpu --num_processes 2` sets: an address to meet at, and no number of processes.

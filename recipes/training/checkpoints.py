@@ -1,38 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are whole or not there: saved under another name, listed in a manifest, checked before use."""
+"""Checkpoints that are whole or not there: saved under another name, chosen to resume from, deleted when they are old."""
 
+import dataclasses
 import json
 import logging
 import os
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 from accelerate.utils.deepspeed import DeepSpeedSchedulerWrapper
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
 from transformers import Trainer
-from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_pt_utils import safe_globals as random_state_globals
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from data_scripts.files import flush, write_atomically
 
+from .disk import failed_line, is_write_error
+from .manifest import MANIFEST, check_checkpoint, flush_to_disk, hash_files, in_a_line, write_manifest
 from .preemption import ignore_in_workers
+from .processes import is_lost, limit_waiting
 from .run_config import RUN_CONFIG
 from .trained import TRAINED, CheckpointError, describe_weights, load_trained, save_trained
-from .zero import known_classes, load_zero_checkpoint, save_zero_checkpoint
+from .zero import load_zero_checkpoint, rank_of, save_zero_checkpoint
 
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 # Not checkpoint-*, so that nobody takes it for one; a leading underscore is not uploaded to the Hub.
 SAVING = "_saving"
-# torch.save files that resuming never reads.
-NEVER_LOADED = ("training_args.bin",)
 
 
 ################
@@ -40,61 +40,22 @@ NEVER_LOADED = ("training_args.bin",)
 ################
 
 
-def check_checkpoint(folder: Path):
-    """
-    Checks that every file of a checkpoint is there, of the size it was written with, and of a format that can be read.
-
-    Raises:
-        CheckpointError: naming the folder, the file and what is wrong with it.
-    """
-    folder = Path(folder)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        sizes = dict(manifest["files"])
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a whole checkpoint: no {MANIFEST}, which is written last") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} is not a whole checkpoint: {MANIFEST}: {error}") from None
-    for name, size in sizes.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{folder} is not a whole checkpoint: {name} is missing")
-        if path.stat().st_size != size:
-            raise CheckpointError(
-                f"{folder} is not a whole checkpoint: {name} has {path.stat().st_size} bytes, written were {size}"
-            )
-        try:
-            check_format(path)
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} is not a whole checkpoint: {name}: {error}") from None
-
-
-def check_format(path: Path):
-    """Raises if the header of a safetensors, JSON or torch file does not fit it, or if it would run code when loaded."""
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt"):
-            return
-    if path.suffix == ".json":
-        json.loads(path.read_text(encoding="utf-8"))
-    if path.suffix in (".pt", ".pth", ".bin") and path.name not in NEVER_LOADED:
-        known = known_classes() if path.name.endswith("_optim_states.pt") else []
-        with random_state_globals(), torch.serialization.safe_globals(known):
-            if unknown := torch.serialization.get_unsafe_globals_in_checkpoint(path):
-                raise ValueError(f"holds objects that a checkpoint does not: {', '.join(sorted(unknown))}")
-
-
 def checkpoints_of(output_dir: Path) -> list[Path]:
     """The folders `checkpoint-N` in `output_dir`, whole or not, latest first."""
-    found = {}
-    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)) and folder.is_dir():
-            found[int(match.group(1))] = folder
-    return [found[step] for step in sorted(found, reverse=True)]
+    folders = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
+    named = [folder for folder in folders if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name)]
+    return sorted(named, key=step_of, reverse=True)
 
 
-def last_whole_checkpoint(output_dir: Path) -> Path | None:
+def step_of(folder: Path) -> int:
+    """N of a folder `checkpoint-N`."""
+    return int(folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
+
+
+def last_whole_checkpoint(output_dir: Path, hashes: bool = True) -> Path | None:
     """
-    The latest checkpoint in `output_dir` that passes [`check_checkpoint`]; a warning names each that does not.
+    The latest checkpoint in `output_dir` that passes [`check_checkpoint`] (with its `hashes`, or without); a warning names
+    each that does not.
 
     Raises:
         CheckpointError: if there are checkpoints and none is whole.
@@ -102,7 +63,7 @@ def last_whole_checkpoint(output_dir: Path) -> Path | None:
     folders = checkpoints_of(output_dir)
     for folder in folders:
         try:
-            check_checkpoint(folder)
+            check_checkpoint(folder, hashes)
         except CheckpointError as error:
             logger.warning("%s. Going back to the one before.", error)
         else:
@@ -125,10 +86,10 @@ def checkpoint_to_resume(arguments) -> str | None:
     if choice in (None, "none"):
         return None
     if choice == "auto":
-        folder = last_whole_checkpoint(arguments.output_dir)
+        folder = last_whole_checkpoint(arguments.output_dir, arguments.verify_checkpoint)
     else:
         folder = Path(choice)
-        check_checkpoint(folder)
+        check_checkpoint(folder, arguments.verify_checkpoint)
     if folder is None:
         return None
     of_deepspeed, with_deepspeed = (folder / "latest").exists(), arguments.deepspeed_plugin is not None
@@ -141,15 +102,16 @@ def checkpoint_to_resume(arguments) -> str | None:
     return str(folder)
 
 
-def check_base(checkpoint: Path, path: str) -> dict[str, str]:
+def check_base(checkpoint: Path, path: str, base: dict[str, str] | None = None) -> dict[str, str]:
     """
-    `describe_weights` of the base model at `path`, if `checkpoint` (None for any) was trained on these very weights.
+    `describe_weights` of the base model at `path` (or `base`, where it is known), if `checkpoint` (None for any) was
+    trained on these very weights.
 
     Raises:
         CheckpointError: naming both models, if it was not: it holds what trained of a model, which would be put into
             another one.
     """
-    base = describe_weights(path)
+    base = base or describe_weights(path)
     if checkpoint is None:
         return base
     trained_on = json.loads((Path(checkpoint) / MANIFEST).read_text(encoding="utf-8")).get("base")
@@ -162,43 +124,55 @@ def check_base(checkpoint: Path, path: str) -> dict[str, str]:
     return base
 
 
-def agree(training_arguments, function, *arguments):
-    """
-    The result of `function` in the first process, in all of them; what it raises, all raise.
-
-    Raises:
-        ValueError: of the same message, if the first process raised an OSError or a ValueError.
-    """
-    outcome = [None, None]
-    if training_arguments.process_index == 0:
-        try:
-            outcome[0] = function(*arguments)
-        except (OSError, ValueError) as error:
-            outcome[1] = str(error)
-    if training_arguments.world_size > 1:
-        broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise ValueError(outcome[1])
-    return outcome[0]
-
-
 ################
 # Writing
 ################
 
 
-def write_manifest(folder: Path, **about):
-    """Lists the files of `folder` and their sizes in its manifest, beside what `about` says."""
-    files = {
-        str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
-    }
-    write_atomically(folder / MANIFEST, json.dumps({**about, "files": files}, indent=1) + "\n")
+def remove_old_checkpoints(newest: Path, limit: int | None, best: str | None):
+    """
+    Deletes checkpoints beside `newest`, the oldest first, until there are `limit` (None or 0: as many as there are), but
+    neither `newest` nor the `best`.
+
+    Their age is the number of their step: clocks of file servers and nodes differ. Those of later steps than `newest` are
+    the oldest, left by a run that was begun anew, or that went back.
+    """
+    if not limit or limit < 0:
+        return
+    others = [folder for folder in checkpoints_of(newest.parent) if folder.name != newest.name]
+    step = step_of(newest)
+    others.sort(key=lambda folder: (step_of(folder) < step, step_of(folder)))
+    kept = {newest.name} | ({Path(best).name} if best is not None else set())
+    surplus = len(others) + 1 - max(limit, len(kept))
+    for folder in [folder for folder in others if folder.name not in kept][: max(0, surplus)]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def flush_to_disk(folder: Path):
-    """Waits until the files of `folder` are on the disk, or the file server: a node that dies loses what is not."""
-    for path in [*folder.rglob("*"), folder]:
-        flush(path)
+def advice(output_dir: Path) -> str:
+    """What is left of a run that could not save, and how it goes on."""
+    last = next(iter(checkpoints_of(output_dir)), None)
+    return f"{last} is whole: when there is room, the same command resumes from it." if last else ""
+
+
+@contextmanager
+def loading(checkpoint: str | None, files: str):
+    """
+    Within it `files` of a checkpoint are loaded: whatever they make their readers raise becomes a line that names them.
+
+    Raises:
+        CheckpointError: in place of any other error.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        if is_lost(error):
+            raise
+        raise CheckpointError(
+            f"{checkpoint} cannot be resumed from: {files}: {type(error).__name__}: {in_a_line(error)}. Remove it to go on "
+            "from the one before."
+        ) from error
 
 
 class ResumableTrainer(Trainer):
@@ -254,19 +228,23 @@ class ResumableTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
                 shutil.copy2(output_dir / RUN_CONFIG, folder)
-                write_manifest(folder, world_size=self.args.world_size, base=self.base)
+            # Each process reads what it has written itself, which its machine still has in memory.
+            hashes = gather_object([hash_files(folder, self._own_files(folder), flushed=True)])
+            if self.args.should_save:
+                hashes = dict(sorted(item for own in hashes for item in own.items()))
+                write_manifest(folder, world_size=self.args.world_size, base=self.base, sha256=hashes)
             self.accelerator.wait_for_everyone()  # the folder's files keep their names from here on
             if self.accelerator.is_local_main_process:
                 flush_to_disk(folder)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            free = shutil.disk_usage(output_dir).free
+        except Exception as error:
+            failed = (
+                failed_line(final, error) if is_write_error(error) else None
+            )  # of the space there was, before it is freed
             if self.args.should_save:
                 shutil.rmtree(folder.parent, ignore_errors=True)
-            last = next(iter(checkpoints_of(output_dir)), None)
-            raise CheckpointError(
-                f"Saving {final} failed ({free / 2**20:.1f} MiB were free): {error}. "
-                + (f"{last} is whole: when there is room, the same command resumes from it." if last else "")
-            ) from error
+            if failed is None:
+                raise
+            raise CheckpointError(f"{failed} {advice(output_dir)}".rstrip()) from error
         finally:
             self._saving = False
         self.accelerator.wait_for_everyone()  # all nodes have flushed
@@ -280,12 +258,27 @@ class ResumableTrainer(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(output_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            remove_old_checkpoints(final, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def save_state(self):
+        if self.args.should_save:
+            # As Trainer writes it, but whole.
+            state = json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True) + "\n"
+            write_atomically(Path(self.args.output_dir) / TRAINER_STATE_NAME, state)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True):
+        if not self.is_world_process_zero():
+            return
+        output_dir = Path(self.args.output_dir)
+        every = output_dir / "all_results.json"
+        if combined:
+            before = json.loads(every.read_text(encoding="utf-8")) if every.is_file() else {}
+            write_atomically(every, json.dumps(before | metrics, indent=4, sort_keys=True) + "\n")
+        write_atomically(output_dir / f"{split}_results.json", json.dumps(metrics, indent=4, sort_keys=True) + "\n")
+
+    def _own_files(self, folder: Path) -> list[Path]:
+        """The files of a checkpoint that this process has written: DeepSpeed's of its rank; of the first, all others."""
+        return [path for path in folder.rglob("*") if path.is_file() and rank_of(path) == self.args.process_index]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         of_deepspeed = self.is_deepspeed_enabled
@@ -308,18 +301,40 @@ class ResumableTrainer(Trainer):
         if self.args.should_save and not isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
+        with loading(checkpoint, TRAINER_STATE_NAME):
+            begin = super()._init_training_state(
+                max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
+            )
+        # Of a run that trained to its end and could not save the model: Trainer would take a step too many.
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else begin
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
-        if (Path(resume_from_checkpoint) / TRAINED).is_file():
-            load_trained(self.model, Path(resume_from_checkpoint))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with loading(resume_from_checkpoint, f"{TRAINED} or adapter"):
+            if (Path(resume_from_checkpoint) / TRAINED).is_file():
+                load_trained(self.model, Path(resume_from_checkpoint))
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        with loading(checkpoint, f"{OPTIMIZER_NAME} or {SCHEDULER_NAME}"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None):
+        with loading(checkpoint, "rng_state"):
+            super()._load_rng_state(checkpoint)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        by_deepspeed = self.is_deepspeed_enabled and resume_from_checkpoint is not None
         # DeepSpeed's own loading takes as many processes as there were, and unpickles whatever is in the files.
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        load_zero_checkpoint(self.model_wrapped, Path(resume_from_checkpoint))
+        prepared = super()._prepare_for_training(
+            max_steps, train_dataloader, None if by_deepspeed else resume_from_checkpoint
+        )
+        limit_waiting(self.args)  # in the groups that DeepSpeed has made
+        if not by_deepspeed:
+            return prepared
+        with loading(resume_from_checkpoint, "DeepSpeed's files"):
+            load_zero_checkpoint(self.model_wrapped, Path(resume_from_checkpoint))
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
@@ -333,12 +348,14 @@ class ResumableTrainer(Trainer):
 
 
 __all__ = [
+    "SAVING",
     "CheckpointError",
     "ResumableTrainer",
-    "agree",
+    "advice",
     "check_base",
     "check_checkpoint",
     "checkpoint_to_resume",
     "checkpoints_of",
     "last_whole_checkpoint",
+    "remove_old_checkpoints",
 ]

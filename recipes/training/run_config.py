@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run was started with, kept in its output folder: another run must not continue it, nor write over it."""
 
+import fcntl
 import json
 import os
+import socket
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import yaml
 from transformers import TrainingArguments
 
 from data_scripts.credentials import without_credentials
+from data_scripts.files import write_atomically
 from data_scripts.yaml_files import read_yaml
 
 from .preemption import PREEMPTED
@@ -17,6 +20,8 @@ from .preemption import PREEMPTED
 
 RUN_CONFIG = "run_config.yaml"
 STOPPED = "stopped.json"  # of a run that a loss or gradient ended which is not finite
+LOCK = ".run.lock"
+_held = []  # the open file whose lock this process has
 
 # What does not change the weights that come out, or may be another path to the same files.
 FREE = {
@@ -30,6 +35,7 @@ FREE = {
     "max_new_tokens",
     "on_unreadable",  # which has to change where a run has met the picture
     "verify_data",
+    "verify_checkpoint",
     "vision_attn_implementation",
 }
 # Of transformers' own arguments, those that do; of the recipe's, all but FREE.
@@ -151,17 +157,73 @@ def write_run_config(output_dir: Path, config: dict):
         ValueError: if it cannot be written to.
     """
     output_dir = Path(output_dir)
-    partial = output_dir / f".{RUN_CONFIG}.tmp"
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        partial.write_text(yaml.safe_dump(config, sort_keys=True), encoding="utf-8")
-        os.replace(partial, output_dir / RUN_CONFIG)
+        write_atomically(output_dir / RUN_CONFIG, yaml.safe_dump(config, sort_keys=True))
     except OSError as error:
-        raise ValueError(
-            f"cannot write to {output_dir} ({error.strerror}): give another with --output_dir."
-        ) from error
+        raise ValueError(cannot_write(output_dir, error)) from error
     for word in (PREEMPTED, STOPPED):
         (output_dir / word).unlink(missing_ok=True)
+
+
+def cannot_write(output_dir: Path, error: OSError) -> str:
+    return f"cannot write to {output_dir} ({error.strerror}): give another with --output_dir."
+
+
+def lock_output_dir(output_dir: Path):
+    """
+    Keeps other runs out of `output_dir` until [`unlock_output_dir`], or until this process ends, however it ends.
+
+    The lock is the process's own (POSIX): a data loader that outlives it does not hold it. NFS passes it on to the other
+    nodes, Lustre does where it is mounted with `flock`; on a file system without locks there is none.
+
+    Raises:
+        ValueError: naming process and host of the run that is at work there, or if the folder cannot be written to.
+    """
+    path = Path(output_dir) / LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(cannot_write(output_dir, error)) from error
+    _held.append(stream)
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # POSIX has either
+        raise ValueError(in_use(output_dir, path)) from error
+    except OSError:
+        return  # a file system without locks
+    try:
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+    except OSError as error:
+        raise ValueError(cannot_write(output_dir, error)) from error
+
+
+def unlock_output_dir():
+    """Lets go of the folder that this process has locked, if any."""
+    while _held:
+        _held.pop().close()
+
+
+def in_use(output_dir: Path, lock: Path) -> str:
+    holder = lock.read_text(encoding="utf-8", errors="replace").strip()
+    return f"{output_dir} is in use by another run: {holder}. Wait for it, or give another --output_dir."
+
+
+def run_at_work(output_dir: Path) -> str | None:
+    """The run of another process that is at work in `output_dir`, as its lock says; None if there is none."""
+    path = Path(output_dir) / LOCK
+    if not path.is_file():
+        return None
+    with path.open("r", encoding="utf-8", errors="replace") as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return stream.read().strip()
+        except OSError:
+            return None
+    return None
 
 
 __all__ = [
@@ -170,7 +232,10 @@ __all__ = [
     "check_output_dir",
     "check_same_batch",
     "differences",
+    "lock_output_dir",
     "read_run_config",
     "resolved_config",
+    "run_at_work",
+    "unlock_output_dir",
     "write_run_config",
 ]

@@ -5,6 +5,7 @@ accelerate launch recipes/stage2.py [--config FILE.yaml] [--any_key value ...]
 """
 
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,16 +20,25 @@ from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGenerati
 from recipes.publishing.licences import LicenceConflictError
 
 from .arguments import ModelArguments, check_checkpoint_for, no_eval_split, parse_arguments
-from .checkpoints import CheckpointError, agree, check_base, checkpoint_to_resume
+from .checkpoints import SAVING, CheckpointError, advice, check_base, checkpoint_to_resume
 from .collator import PackCollator
 from .compilation import check_compile_layers, compile_layers
 from .data import MissingSplitError, PackDataset, SceneDataset, UnreadablePictureError, check_disjoint
+from .disk import move_into, saving
 from .evaluating import check_evaluations
 from .inputs import check_data
 from .precision import cast_trained, keep_trained_in_float32, load_dtype
 from .preemption import Preempted, Preemption, exit_preempted, train_or_exit
+from .processes import agree, check_same, describe_run, explain_lost, limit_waiting, together
 from .record import finish_record, start_record
-from .run_config import check_output_dir, check_same_batch, resolved_config, write_run_config
+from .run_config import (
+    check_output_dir,
+    check_same_batch,
+    lock_output_dir,
+    resolved_config,
+    unlock_output_dir,
+    write_run_config,
+)
 from .store import FeatureStore, store_key
 from .trainer import VggtQwen3Trainer, freeze_and_adapt
 from .watch import NonFiniteError, exit_stopped
@@ -44,29 +54,46 @@ def main(default_config: Path):
     # Arguments
     ################
     # Parsed before any model is made: under ZeRO-3 its parameters are partitioned as they are created.
-    model_arguments, data_arguments, training_arguments = parse_arguments(default_config)
+    arguments = parse_arguments(default_config)
+    try:
+        run_stage(*arguments)
+    finally:
+        unlock_output_dir()
+
+
+def run_stage(model_arguments, data_arguments, training_arguments):
+    """Loads, compares, trains and saves; what cannot be done exits with a line that says why."""
     preemption = Preemption()
     preemption.install()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     transformers.logging.set_verbosity_warning()
     set_seed(training_arguments.seed)
+    name = Path(sys.argv[0]).name
     try:
+        limit_waiting(training_arguments)
         checkpoint = agree(training_arguments, start_run, model_arguments, data_arguments, training_arguments)
-        trainer = make_trainer(model_arguments, data_arguments, training_arguments)
-        trainer.base = agree(training_arguments, check_base, checkpoint, model_arguments.model_name_or_path)
+        trainer = make_trainer(model_arguments, data_arguments, training_arguments, checkpoint)
+        path = model_arguments.model_name_or_path
+        trainer.base = agree(training_arguments, check_base, checkpoint, path, trainer.base)
     except (OSError, ValueError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+        sys.exit(f"{name}: {error}")
+    except RuntimeError as error:
+        sys.exit(f"{name}: {explain_lost(error, training_arguments)}")
     except Preempted as preempted:
         exit_preempted(preempted, training_arguments.output_dir)
+    output_dir = Path(training_arguments.output_dir)
     try:
-        run(trainer, model_arguments, preemption, checkpoint)
+        with saving(output_dir, lambda: advice(output_dir)):
+            run(trainer, model_arguments, preemption, checkpoint)
     except NonFiniteError as error:
-        exit_stopped(error, training_arguments.output_dir, Path(sys.argv[0]).name)
+        exit_stopped(error, training_arguments.output_dir, name)
     except UnreadablePictureError as error:
-        advice = "With --on_unreadable skip the same command leaves such scenes out and goes on."
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}" + f". {advice}" * (data_arguments.on_unreadable == "error"))
+        hint = "With --on_unreadable skip the same command leaves such scenes out and goes on."
+        sys.exit(f"{name}: {error}" + f". {hint}" * (data_arguments.on_unreadable == "error"))
     except CheckpointError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+        sys.exit(f"{name}: {error}")
+    except RuntimeError as error:
+        sys.exit(f"{name}: {explain_lost(error, training_arguments, trainer.state.global_step)}")
 
 
 def start_run(model_arguments, data_arguments, training_arguments) -> str | None:
@@ -74,12 +101,13 @@ def start_run(model_arguments, data_arguments, training_arguments) -> str | None
     Takes the output directory for a run of these settings, and returns the checkpoint to resume from, if any.
 
     Raises:
-        ValueError: if the directory is another run's, no checkpoint in it is whole, a dataset is damaged, or DeepSpeed's
-            settings contradict.
+        ValueError: if the directory is another run's, or another is at work in it, no checkpoint in it is whole, a dataset is
+            damaged, or DeepSpeed's settings contradict.
     """
     check_deepspeed_config(training_arguments)
     check_compile_layers(model_arguments.compile_layers)
     config = resolved_config(model_arguments, data_arguments, training_arguments)
+    lock_output_dir(training_arguments.output_dir)
     check_output_dir(training_arguments.output_dir, config)
     checkpoint = checkpoint_to_resume(training_arguments)
     if checkpoint is not None:
@@ -89,17 +117,76 @@ def start_run(model_arguments, data_arguments, training_arguments) -> str | None
     return checkpoint
 
 
-def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwen3Trainer:
+def make_trainer(
+    model_arguments, data_arguments, training_arguments, checkpoint: str | None = None
+) -> VggtQwen3Trainer:
     """
     Loads data and model, and checks both before any step is taken.
 
+    Args:
+        checkpoint (`str`, *optional*): What the run will resume from.
+
     Raises:
         OSError: if data or weights cannot be read.
+        ValueError: for settings, data or checkpoints that cannot be trained with, or that another process has not.
+    """
+    arguments = (model_arguments, data_arguments, training_arguments)
+    processor, train_dataset, eval_sources = together(training_arguments, load_data, *arguments)
+    base = None
+    # Before the model: under ZeRO-3 the processes load it together, and would wait for one that has another.
+    if training_arguments.world_size > 1:
+        loaded = (train_dataset, eval_sources, checkpoint)
+        fields, base = together(training_arguments, describe_run, *arguments, *loaded)
+        check_same(fields)
+
+    ################
+    # Model
+    ################
+    path = model_arguments.model_name_or_path
+    dtype = load_dtype(training_arguments)
+    model = load_for_training(path, processor, model_arguments, data_arguments.geometry_source, dtype)
+    model.loss_chunk_size = model_arguments.loss_chunk_size
+    model = freeze_and_adapt(model, model_arguments)
+    keep_trained_in_float32(model)
+    if model_arguments.compile_layers:
+        compile_layers(model, training_arguments.device)
+    collator = PackCollator(processor, model.config.text_config.max_position_embeddings)
+    for source in train_dataset.sources:
+        collator.check_context(source)
+    # All that trains is used in every step, but for what an encoder computes after the layers that the projector reads;
+    # buffers are constants. Looking for the one and sending the others costs DDP time in every step.
+    if training_arguments.ddp_find_unused_parameters is None:
+        training_arguments.ddp_find_unused_parameters = not model_arguments.freeze_vision
+    if training_arguments.ddp_broadcast_buffers is None:
+        training_arguments.ddp_broadcast_buffers = False
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    num_datasets = len(train_dataset.sources)
+    logger.info("%s parameters train, in %s packs of %s datasets", trainable, len(train_dataset), num_datasets)
+
+    trainer = VggtQwen3Trainer(
+        model=model,
+        loss_weights=model_arguments.loss_heads,
+        args=training_arguments,
+        train_dataset=train_dataset,
+        data_collator=collator,
+        processing_class=processor,
+        data_arguments=data_arguments,
+        eval_sources=eval_sources,
+    )
+    trainer.base = base
+    return trainer
+
+
+def load_data(
+    model_arguments, data_arguments, training_arguments
+) -> tuple[VggtQwen3Processor, PackDataset, list[SceneDataset]]:
+    """
+    The processor, what is trained on and what is evaluated on.
+
+    Raises:
+        OSError: if they cannot be read.
         ValueError: for settings, data or checkpoints that cannot be trained with.
     """
-    ################
-    # Data
-    ################
     path = model_arguments.model_name_or_path
     try:
         config = VggtQwen3Config.from_pretrained(path)
@@ -132,39 +219,7 @@ def make_trainer(model_arguments, data_arguments, training_arguments) -> VggtQwe
         else 1.0,
         data_arguments.on_unreadable,
     )
-
-    ################
-    # Model
-    ################
-    dtype = load_dtype(training_arguments)
-    model = load_for_training(path, processor, model_arguments, data_arguments.geometry_source, dtype)
-    model.loss_chunk_size = model_arguments.loss_chunk_size
-    model = freeze_and_adapt(model, model_arguments)
-    keep_trained_in_float32(model)
-    if model_arguments.compile_layers:
-        compile_layers(model, training_arguments.device)
-    collator = PackCollator(processor, model.config.text_config.max_position_embeddings)
-    for source in train_sources:
-        collator.check_context(source)
-    # All that trains is used in every step, but for what an encoder computes after the layers that the projector reads;
-    # buffers are constants. Looking for the one and sending the others costs DDP time in every step.
-    if training_arguments.ddp_find_unused_parameters is None:
-        training_arguments.ddp_find_unused_parameters = not model_arguments.freeze_vision
-    if training_arguments.ddp_broadcast_buffers is None:
-        training_arguments.ddp_broadcast_buffers = False
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    logger.info("%s parameters train, in %s packs of %s datasets", trainable, len(train_dataset), len(train_sources))
-
-    return VggtQwen3Trainer(
-        model=model,
-        loss_weights=model_arguments.loss_heads,
-        args=training_arguments,
-        train_dataset=train_dataset,
-        data_collator=collator,
-        processing_class=processor,
-        data_arguments=data_arguments,
-        eval_sources=eval_sources,
-    )
+    return processor, train_dataset, eval_sources
 
 
 def load_eval_sources(data_arguments, training_arguments, options: tuple) -> list[SceneDataset]:
@@ -324,31 +379,53 @@ def save(trainer: VggtQwen3Trainer, model_arguments):
     """
     Writes model and processor to the output directory; a LoRA adapter to `adapter/`, and merged beside it. What trained is
     float32 in the adapter, and in the model of the type that the checkpoint had which the run started from.
+
+    Everything is written to a folder of its own first: what is in the output directory is whole.
     """
     output_dir = Path(trainer.args.output_dir)
+    folder = output_dir / SAVING / "model"
+    if trainer.is_world_process_zero():
+        shutil.rmtree(folder.parent, ignore_errors=True)  # of a run that ended while it saved
+        folder.mkdir(parents=True)
+    trainer.accelerator.wait_for_everyone()
+    try:
+        write_model(trainer, model_arguments, folder)
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            weights = {path.name for path in folder.glob("*.safetensors")}
+            move_into(folder, output_dir)
+            for path in output_dir.glob("*.safetensors"):
+                if path.name not in weights:  # of an earlier save in other pieces
+                    path.unlink()
+    finally:
+        if trainer.is_world_process_zero():
+            shutil.rmtree(folder.parent, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+def write_model(trainer: VggtQwen3Trainer, model_arguments, folder: Path):
     dtype = load_dtype(trainer.args) or VggtQwen3Config.from_pretrained(model_arguments.model_name_or_path).dtype
     # Training switches the cache off; generation wants it.
     trainer.model.config.use_cache = True
     if not isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel):
         cast_trained(trainer.model, dtype or torch.float32)
-        trainer.save_model(_internal_call=True)  # published when all is there, by `run`
-    else:
-        adapter_dir = output_dir / "adapter"
-        trainer.save_model(str(adapter_dir), _internal_call=True)
-        trainer.accelerator.wait_for_everyone()
-        if trainer.is_world_process_zero():
-            # Merged from the files: under ZeRO-3 no process holds the whole model.
-            if is_deepspeed_zero3_enabled():
-                unset_hf_deepspeed_config()
-            # A new anchor head's own weights are those of the adapter.
-            base = load_for_training(
-                model_arguments.model_name_or_path,
-                trainer.processing_class,
-                model_arguments,
-                trainer.model.config.geometry_source,
-                load_dtype(trainer.args),
-            )
-            merged = PeftModel.from_pretrained(base, adapter_dir).merge_and_unload()
-            merged.save_pretrained(output_dir)
-            trainer.processing_class.save_pretrained(output_dir)
+        trainer.save_model(str(folder), _internal_call=True)  # published when all is there, by `run`
+        return
+    adapter_dir = folder / "adapter"
+    trainer.save_model(str(adapter_dir), _internal_call=True)
     trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        # Merged from the files: under ZeRO-3 no process holds the whole model.
+        if is_deepspeed_zero3_enabled():
+            unset_hf_deepspeed_config()
+        # A new anchor head's own weights are those of the adapter.
+        base = load_for_training(
+            model_arguments.model_name_or_path,
+            trainer.processing_class,
+            model_arguments,
+            trainer.model.config.geometry_source,
+            load_dtype(trainer.args),
+        )
+        merged = PeftModel.from_pretrained(base, adapter_dir).merge_and_unload()
+        merged.save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
+
+from data_scripts.files import write_atomically
 
 
 logger = logging.getLogger(__name__)
@@ -170,10 +171,8 @@ def read_verified(path: Path) -> dict[str, list]:
 
 
 def write_json(path: Path, value):
-    """Writes `value` under a temporary name and moves it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    """Writes `value`, whole."""
+    write_atomically(path, json.dumps(value, indent=1))
 
 
 @contextmanager

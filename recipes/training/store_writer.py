@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from data_scripts.files import flush
+
 from .store import DTYPES, check_key, read_store_json
 from .store_shards import (
     StoreEntry,
@@ -104,7 +106,12 @@ class FeatureStoreWriter:
             index.append(described)
         # Only the lock's holder writes under this name; what an interrupted run left there is overwritten.
         temporary = self.path / f".{shard}.tmp"
-        save_file(tensors, temporary)
+        try:
+            save_file(tensors, temporary)
+            flush(temporary)
+        except BaseException:
+            temporary.unlink(missing_ok=True)  # room that a full disk needs
+            raise
         size = temporary.stat().st_size
         (self.path / f"{shard}.json").unlink(missing_ok=True)
         os.replace(temporary, self.path / f"{shard}.safetensors")

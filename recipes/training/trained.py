@@ -48,7 +48,7 @@ def load_trained(model: torch.nn.Module, folder: Path):
         if here != shapes:
             different = sorted(name for name in {*here, *shapes} if here.get(name) != shapes.get(name))
             raise CheckpointError(
-                f"{folder} and this run train different parameters: "
+                f"{Path(folder) / TRAINED} and this run train different parameters: "
                 + ", ".join(f"{name} {shapes.get(name)} there, {here.get(name)} here" for name in different[:5])
                 + (f", and {len(different) - 5} more" if len(different) > 5 else "")
             )

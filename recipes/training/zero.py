@@ -61,13 +61,13 @@ class ZeroCheckpoint:
 
     def __init__(self, folder: Path):
         tag = folder / (folder / "latest").read_text(encoding="utf-8").strip()
-        optimizer_files = sorted(tag.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt"), key=_rank_of)
-        model_file = next(iter(sorted(tag.glob("*mp_rank_00_model_states.pt"), key=_rank_of)), None)
+        optimizer_files = sorted(tag.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt"), key=rank_of)
+        model_file = next(iter(sorted(tag.glob("*mp_rank_00_model_states.pt"), key=rank_of)), None)
         if model_file is None or not optimizer_files:
             raise ValueError(f"{tag} holds no ZeRO checkpoint.")
         self.model = _load(model_file)
         self.world_size = self.model["dp_world_size"]
-        if [_rank_of(file) for file in optimizer_files] != list(range(self.world_size)):
+        if [rank_of(file) for file in optimizer_files] != list(range(self.world_size)):
             raise ValueError(f"{tag} holds {len(optimizer_files)} optimizer files of {self.world_size} processes.")
         ranks = [_load(file)["optimizer_state_dict"] for file in optimizer_files]
         self.stage = int(ranks[0]["zero_stage"])
@@ -117,7 +117,7 @@ class ZeroCheckpoint:
         return flat[:numel].view(shape)
 
 
-def _rank_of(file: Path) -> int:
+def rank_of(file: Path) -> int:
     """The data-parallel rank in the name of one of DeepSpeed's files; 0 for those that all ranks share."""
     return int(file.name.partition("pp_rank_")[2].partition("_")[0] or 0)
 
@@ -225,4 +225,11 @@ def load_zero_checkpoint(engine, folder: Path):
         setattr(engine, key, checkpoint.model[key])
 
 
-__all__ = ["ZeroCheckpoint", "check_deepspeed_config", "known_classes", "load_zero_checkpoint", "save_zero_checkpoint"]
+__all__ = [
+    "ZeroCheckpoint",
+    "check_deepspeed_config",
+    "known_classes",
+    "load_zero_checkpoint",
+    "rank_of",
+    "save_zero_checkpoint",
+]
