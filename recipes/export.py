@@ -14,12 +14,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from data_scripts.files import flush_all
 from modeling_vggt_qwen3 import VggtQwen3Processor
 
 from .training.arguments import ModelArguments
 from .training.checkpoints import CheckpointError, check_base
 from .training.disk import saving
-from .training.manifest import check_checkpoint, flush_to_disk
+from .training.manifest import check_checkpoint
 from .training.run_config import read_run_config
 from .training.sft import load_for_training, load_model
 from .training.trained import TRAINED
@@ -65,7 +66,7 @@ def export(checkpoint: Path, output: Path, merge_lora: bool = False, dtype: torc
         with saving(output):
             model.save_pretrained(partial, max_shard_size="5GB")
             VggtQwen3Processor.from_pretrained(checkpoint, trust_remote_code=False).save_pretrained(partial)
-            flush_to_disk(partial)
+            flush_all(partial)
             if output.exists():
                 output.rmdir()
             os.rename(partial, output)

@@ -401,7 +401,7 @@ class Model(nn.Module):
     def forward(self, x):
         return {"loss": self.linear(x).square().mean()}
 
-write_manifest, flush_to_disk = checkpoints.write_manifest, checkpoints.flush_to_disk
+write_manifest, flush_all = checkpoints.write_manifest, checkpoints.flush_all
 
 def slowly(folder, **about):
     time.sleep(0.5)
@@ -409,9 +409,9 @@ def slowly(folder, **about):
 
 def flush(folder):
     assert (folder / "manifest.json").is_file(), "flushed while another machine writes"
-    flush_to_disk(folder)
+    flush_all(folder)
 
-checkpoints.flush_to_disk = flush
+checkpoints.flush_all = flush
 checkpoints.write_manifest = slowly
 arguments = TrainingArguments(
     sys.argv[1], max_steps=2, save_steps=1, use_cpu=True, report_to="none", remove_unused_columns=False

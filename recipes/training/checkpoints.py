@@ -18,10 +18,10 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from data_scripts.files import flush, write_atomically
+from data_scripts.files import flush, flush_all, write_atomically
 
 from .disk import failed_line, is_write_error
-from .manifest import MANIFEST, check_checkpoint, flush_to_disk, hash_files, in_a_line, write_manifest
+from .manifest import MANIFEST, check_checkpoint, hash_files, in_a_line, write_manifest
 from .preemption import ignore_in_workers
 from .processes import is_lost, limit_waiting
 from .run_config import RUN_CONFIG
@@ -235,7 +235,7 @@ class ResumableTrainer(Trainer):
                 write_manifest(folder, world_size=self.args.world_size, base=self.base, sha256=hashes)
             self.accelerator.wait_for_everyone()  # the folder's files keep their names from here on
             if self.accelerator.is_local_main_process:
-                flush_to_disk(folder)
+                flush_all(folder)
         except Exception as error:
             failed = (
                 failed_line(final, error) if is_write_error(error) else None

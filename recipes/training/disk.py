@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from data_scripts.files import flush
+from data_scripts.files import flush, flush_all
 
 from .trained import CheckpointError
 
@@ -67,8 +67,7 @@ def move_into(folder: Path, target: Path):
     Moves what is in `folder` into the folder `target`, on the same file system, once it is on the disk: files take the
     place of those of their names, folders that of whole folders. Weights come last, without which it is no model.
     """
-    for path in [*folder.rglob("*"), folder]:
-        flush(path)
+    flush_all(folder)
     for path in sorted(folder.iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name)):
         if path.is_dir():
             shutil.rmtree(target / path.name, ignore_errors=True)

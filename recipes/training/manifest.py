@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manifest of a checkpoint: sizes and SHA-256 of its files, written last, and checked before any is used."""
 
-import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals as random_state_globals
 
-from data_scripts.files import flush, write_atomically
+from data_scripts.files import flush, hash_file, write_atomically
 
 from .trained import CheckpointError
 from .zero import known_classes
@@ -122,11 +121,6 @@ def hash_files(folder: Path, paths: list[Path], flushed: bool = False) -> dict[s
     Args:
         flushed (`bool`): Has them brought to the disk meanwhile.
     """
-
-    def hash_file(path: Path) -> str:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-
     paths = sorted(paths, key=lambda path: path.stat().st_size, reverse=True)
     with ThreadPoolExecutor(THREADS) as pool:
         hashes = pool.map(hash_file, paths)
@@ -142,10 +136,4 @@ def write_manifest(folder: Path, **about):
     write_atomically(folder / MANIFEST, json.dumps({**about, "files": files}, indent=1) + "\n")
 
 
-def flush_to_disk(folder: Path):
-    """Waits until the files of `folder` are on the disk, or the file server: a node that dies loses what is not."""
-    for path in [*folder.rglob("*"), folder]:
-        flush(path)
-
-
-__all__ = ["MANIFEST", "check_checkpoint", "flush_to_disk", "hash_files", "in_a_line", "write_manifest"]
+__all__ = ["MANIFEST", "check_checkpoint", "hash_files", "in_a_line", "write_manifest"]
