@@ -20,11 +20,10 @@ from PIL import Image
 from data_scripts.pictures import decode_picture
 from data_scripts.views import UnreadableFileError, read_bytes
 from modeling_vggt_qwen3 import ACTION_SCHEMAS, VggtQwen3Processor
+from recipes.asking.scene_export import check_heads, check_outputs, photo_masks, save_scene, save_views
+from recipes.common.loading import load_model, loading
 from recipes.evaluation.action_page import save_action_plan
-from recipes.evaluation.loading import loading
 from recipes.evaluation.plan import check_plan_path
-from recipes.evaluation.scene_export import check_heads, check_outputs, photo_masks, save_scene, save_views
-from recipes.training.sft import load_model
 
 
 def main():

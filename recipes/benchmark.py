@@ -28,7 +28,11 @@ import yaml
 from data_scripts.files import write_atomically
 from modeling_vggt_qwen3 import VggtConfig, VggtQwen3Processor
 from recipes import feature_store
-from recipes.evaluation.benchmark_model import (
+from recipes.benchmarking.full_size import FullSizeBenchmark, failures
+from recipes.benchmarking.full_size import report as full_size_report
+from recipes.benchmarking.full_size_plan import Size
+from recipes.benchmarking.measuring import StepTimes, matmul_peak, peak_memory, reset_peak_memory, ways_of_answering
+from recipes.benchmarking.toy_model import (
     FULL_IMAGE_SIZE,
     QUESTIONS,
     QWEN3_4B,
@@ -38,14 +42,12 @@ from recipes.evaluation.benchmark_model import (
     write_checkpoint,
     write_dataset,
 )
-from recipes.evaluation.full_size_benchmark import FullSizeBenchmark, failures
-from recipes.evaluation.full_size_benchmark import report as full_size_report
-from recipes.evaluation.full_size_plan import Size
-from recipes.evaluation.measuring import StepTimes, matmul_peak, peak_memory, reset_peak_memory, ways_of_answering
-from recipes.evaluation.report import format_table
-from recipes.training.arguments import parse_arguments
-from recipes.training.data import Pack, PackDataset, SceneDataset
-from recipes.training.sft import load_model, make_trainer
+from recipes.common.loading import load_model
+from recipes.common.scenes import SceneDataset
+from recipes.common.tables import format_table
+from recipes.runs.arguments import parse_arguments
+from recipes.training.packing import Pack, PackDataset
+from recipes.training.sft import make_trainer
 
 
 SCENES = 4  # of a packed training step and of an evaluation

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from recipes import top_file
-from recipes.evaluation.report import check_writable
+from recipes.common.files import check_writable
 
 
 RECIPES = Path(__file__).parent

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from recipes.evaluation.demo_record import start_session, timed_step
-from recipes.evaluation.report import check_writable
-from recipes.training.precision import has_fast_bfloat16
+from recipes.common.device import has_fast_bfloat16
+from recipes.common.files import check_writable
+from recipes.demonstration.record import start_session, timed_step
 
 
 RECIPES = Path(__file__).parent

@@ -18,9 +18,9 @@ import sys
 from pathlib import Path
 
 from data_scripts.files import write_atomically
-from recipes.evaluation.demo_record import RECORD
-from recipes.evaluation.demo_text import PICTURES, demo_texts, fill, read_demo
-from recipes.training.record import read_json
+from recipes.demonstration.record import RECORD
+from recipes.demonstration.text import PICTURES, demo_texts, fill, read_demo
+from recipes.runs.record import read_json
 
 
 ROOT = Path(__file__).parents[1]

@@ -21,10 +21,12 @@ import torch
 
 from data_scripts.files import write_atomically
 from modeling_vggt_qwen3 import VggtQwen3Processor
+from recipes.common.files import check_writable
+from recipes.common.generation import generate_answers
+from recipes.common.loading import load_model, loading, open_store
+from recipes.common.scenes import SceneDataset
 from recipes.evaluation.actions import TASK as ACTIONS
 from recipes.evaluation.actions import evaluate_actions
-from recipes.evaluation.generation import generate_answers
-from recipes.evaluation.loading import loading
 from recipes.evaluation.page import report_page
 from recipes.evaluation.reading import dataset_of, listed
 from recipes.evaluation.report import (
@@ -33,7 +35,6 @@ from recipes.evaluation.report import (
     TRIVIAL,
     Scored,
     accuracy,
-    check_writable,
     differences_table,
     percentages,
     read_baseline,
@@ -45,9 +46,7 @@ from recipes.metrics.three_d_qa.captions import left_out
 from recipes.metrics.three_d_qa.protocols import PROTOCOLS, exact_match
 from recipes.metrics.three_d_qa.question_types import question_type
 from recipes.metrics.three_d_qa.scoring import most_frequent_answers, score
-from recipes.training.data import SceneDataset
-from recipes.training.record import describe_dataset, hash_weights
-from recipes.training.sft import load_model, open_store
+from recipes.runs.record import describe_dataset, hash_weights
 
 
 # Options of one kind of dataset, which the other kind refuses, and what they are if not given.

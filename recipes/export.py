@@ -17,14 +17,15 @@ from safetensors.torch import load_file
 from data_scripts.files import flush_all
 from modeling_vggt_qwen3 import VggtQwen3Processor
 
-from .training.arguments import ModelArguments
-from .training.checkpoints import CheckpointError, check_base
-from .training.disk import saving
-from .training.manifest import check_checkpoint
-from .training.run_config import read_run_config
-from .training.sft import load_for_training, load_model
-from .training.trained import TRAINED
-from .training.zero import ZeroCheckpoint
+from .common.loading import load_model
+from .runs.arguments import ModelArguments
+from .runs.checkpoints import CheckpointError, check_base
+from .runs.disk import saving
+from .runs.manifest import check_checkpoint
+from .runs.run_config import read_run_config
+from .runs.trained import TRAINED
+from .runs.zero import ZeroCheckpoint
+from .training.sft import load_for_training
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -22,11 +22,11 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
-from recipes.training.data import SceneDataset
-from recipes.training.disk import saving
-from recipes.training.sft import load_model, set_preprocessing
-from recipes.training.store import DTYPES, StoreEntry, hash_views, store_key
-from recipes.training.store_writer import FeatureStoreWriter
+from recipes.common.feature_store import DTYPES, StoreEntry, hash_views, store_key
+from recipes.common.feature_store_writer import FeatureStoreWriter
+from recipes.common.loading import load_model, set_preprocessing
+from recipes.common.scenes import SceneDataset
+from recipes.runs.disk import saving
 
 
 # About a gigabyte of 8 views at 448 pixels: an interrupt costs little, and the files are few.

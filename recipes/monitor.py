@@ -8,8 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from recipes.evaluation.run_figure import describe, draw_run
-from recipes.evaluation.run_history import read_history
+from recipes.monitoring.figure import describe, draw_run
+from recipes.monitoring.history import read_history
 
 
 def main():

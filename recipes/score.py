@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 
 from data_scripts.files import write_atomically
+from recipes.common.files import check_writable
+from recipes.common.tables import csv_text
 from recipes.evaluation.reading import align, listed, read_predictions, read_references
 from recipes.evaluation.report import (
     BLIND,
     MODEL,
     TRIVIAL,
-    check_writable,
-    csv_text,
     differences_table,
     flipped_questions,
     scores_table,

@@ -4,11 +4,13 @@
 accelerate launch recipes/stage1.py [--config FILE.yaml] [--any_key value ...]
 """
 
-from recipes.training.inputs import CONFIGS, check_inputs
+from recipes.runs.inputs import CONFIGS, check_inputs
 
 
 if __name__ == "__main__":
     check_inputs(CONFIGS / "stage1_sft.yaml")
-    from recipes.training.sft import main  # only now: torch and transformers take seconds to import
+    # Only now: torch and transformers take seconds to import.
+    from recipes.publishing.upload import publish_run
+    from recipes.training.sft import main
 
-    main(CONFIGS / "stage1_sft.yaml")
+    main(CONFIGS / "stage1_sft.yaml", publish_run)

@@ -4,11 +4,13 @@
 accelerate launch recipes/stage3.py [--config FILE.yaml] [--any_key value ...]
 """
 
-from recipes.training.inputs import CONFIGS, check_inputs
+from recipes.runs.inputs import CONFIGS, check_inputs
 
 
 if __name__ == "__main__":
     check_inputs(CONFIGS / "stage3_arkit.yaml")
-    from recipes.training.sft import main  # only now: torch and transformers take seconds to import
+    # Only now: torch and transformers take seconds to import.
+    from recipes.publishing.upload import publish_run
+    from recipes.training.sft import main
 
-    main(CONFIGS / "stage3_arkit.yaml")
+    main(CONFIGS / "stage3_arkit.yaml", publish_run)

@@ -9,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from recipes.evaluation.demo_results import SPLITS, read_results, results_text
+from recipes.common.scenes import SceneDataset
+from recipes.demonstration.results import SPLITS, read_results, results_text
 from recipes.evaluation.figures import draw_examples, draw_loss
-from recipes.training.data import SceneDataset
 
 
 def main():

@@ -42,11 +42,11 @@ def serve(path: str, executable: str):
     import evaluate  # noqa: F401
 
     import data_scripts.builders  # noqa: F401
+    import recipes.common.feature_store_writer  # noqa: F401
     import recipes.evaluation.action_page  # noqa: F401
     import recipes.launching.preflight  # noqa: F401
     import recipes.publishing.upload  # noqa: F401
     import recipes.training.sft  # noqa: F401
-    import recipes.training.store_writer  # noqa: F401
 
     sys.executable = executable
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for `answer`

@@ -12,10 +12,10 @@ from torch.utils.tensorboard import SummaryWriter
 from toys import toy_model, write_toy_checkpoint, write_toy_repo
 
 from recipes import eval as recipes_eval
-from recipes.training.arguments import DataArguments, ModelArguments, SftArguments
-from recipes.training.record import finish_record, start_record
-from recipes.training.run_config import resolved_config, write_run_config
-from recipes.training.trained import describe_weights
+from recipes.runs.arguments import DataArguments, ModelArguments, SftArguments
+from recipes.runs.record import finish_record, start_record
+from recipes.runs.run_config import resolved_config, write_run_config
+from recipes.runs.trained import describe_weights
 
 
 @dataclass

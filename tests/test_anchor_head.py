@@ -11,8 +11,9 @@ from toys import toy_geometry, toy_model, toy_processor, toy_views, write_toy_re
 from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from modeling_vggt_qwen3.geometry_vggt_qwen3 import Cameras, project_points, relative_extrinsics
 from modeling_vggt_qwen3.modeling_vggt_qwen3_anchor import anchor_losses, patch_rays
+from recipes.common.scenes import SceneDataset
 from recipes.training.collator import PackCollator
-from recipes.training.data import Pack, PackDataset, SceneDataset
+from recipes.training.packing import Pack, PackDataset
 
 
 BOX = [0.5, -0.2, 2.0, 0.6, 1.0, 0.4, 0.0, 0.6, -0.8]

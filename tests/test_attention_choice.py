@@ -12,7 +12,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
 from recipes.launching.settings import read_settings
-from recipes.training.arguments import CONFIGS, ModelArguments, parse_arguments
+from recipes.runs.arguments import CONFIGS, ModelArguments, parse_arguments
 from recipes.training.collator import PackCollator
 from recipes.training.sft import load_for_training
 

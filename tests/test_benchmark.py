@@ -9,7 +9,7 @@ import pytest
 from modeling_vggt_qwen3 import VggtConfig
 from modeling_vggt_qwen3.convert_vggt_qwen3_to_hf import create_tiny_tokenizer
 from recipes import benchmark
-from recipes.evaluation.benchmark_model import FULL_IMAGE_SIZE, QWEN3_4B, forward_flops, scaled_config
+from recipes.benchmarking.toy_model import FULL_IMAGE_SIZE, QWEN3_4B, forward_flops, scaled_config
 
 
 def test_work_is_shared_out_as_at_full_size():

@@ -31,9 +31,9 @@ from data_scripts.hub import UploadError, check_contents, check_repo, upload
 from recipes import launch
 from recipes.publishing.checkpoint import checkpoint_files
 from recipes.publishing.upload import make_unevaluated_card
-from recipes.training.arguments import CONFIGS, ModelArguments, SftArguments, parse_arguments
-from recipes.training.record import read_record
-from recipes.training.run_config import resolved_config, write_run_config
+from recipes.runs.arguments import CONFIGS, ModelArguments, SftArguments, parse_arguments
+from recipes.runs.record import read_record
+from recipes.runs.run_config import resolved_config, write_run_config
 
 
 ROOT = Path(__file__).parents[1]

@@ -9,8 +9,9 @@ from toys import write_toy_checkpoint, write_toy_repo
 
 from data_scripts.files import hash_file
 from data_scripts.manifest import MANIFEST
-from recipes.training.arguments import CONFIGS
-from recipes.training.inputs import check_data
+from recipes.publishing.upload import publish_run
+from recipes.runs.arguments import CONFIGS
+from recipes.runs.inputs import check_data
 from recipes.training.sft import main
 
 
@@ -32,7 +33,7 @@ def test_training_refuses_damaged_data(tmp_path, monkeypatch):
         given += [tmp_path / "run", "--report_to", "none", "--bf16", "false", *arguments]
         monkeypatch.setattr(sys, "argv", ["stage2.py", *map(str, given)])
         with pytest.raises(SystemExit) as ended:
-            main(CONFIGS / "stage2_3d.yaml")
+            main(CONFIGS / "stage2_3d.yaml", publish_run)
         assert not (tmp_path / "run" / "run_config.yaml").exists()
         return ended.value.code
 

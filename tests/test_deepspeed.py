@@ -19,8 +19,8 @@ import yaml
 from safetensors.torch import load_file
 from toys import write_toy_checkpoint, write_toy_repo
 
-from recipes.training.checkpoints import check_checkpoint, checkpoints_of
-from recipes.training.zero import ZeroCheckpoint
+from recipes.runs.checkpoints import check_checkpoint, checkpoints_of
+from recipes.runs.zero import ZeroCheckpoint
 
 
 ROOT = Path(__file__).parent.parent
@@ -113,8 +113,8 @@ def test_configs_leave_to_the_recipe_what_is_the_recipes(config):
 
 CONTRADICTIONS = """
 import os, sys
-from recipes.training.arguments import CONFIGS, parse_arguments
-from recipes.training.zero import check_deepspeed_config
+from recipes.runs.arguments import CONFIGS, parse_arguments
+from recipes.runs.zero import check_deepspeed_config
 
 for setting in ("", "GRADIENT_ACCUMULATION_STEPS=8", "GRADIENT_CLIPPING=0.5", "MIXED_PRECISION=bf16"):
     name, _, value = setting.partition("=")

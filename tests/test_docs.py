@@ -24,7 +24,7 @@ from recipes.cli import COMMANDS
 from recipes.launch import parse as parse_launch
 from recipes.launching.checks import requirements
 from recipes.launching.settings import read_settings, recipe_argv
-from recipes.training.arguments import DataArguments, ModelArguments, SftArguments
+from recipes.runs.arguments import DataArguments, ModelArguments, SftArguments
 
 
 # Messages of others in troubleshooting.md: transformers, torch, DeepSpeed, Slurm, Linux.

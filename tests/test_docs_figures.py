@@ -14,10 +14,10 @@ from PIL import Image
 from data_scripts.files import write_atomically
 from recipes import docs_figures
 from recipes.demo import FULL, SMOKE
+from recipes.demonstration.record import RECORD, start_session, timed_step
+from recipes.demonstration.results import SPLITS
+from recipes.demonstration.text import PICTURES
 from recipes.evaluation.actions import CONSTANT
-from recipes.evaluation.demo_record import RECORD, start_session, timed_step
-from recipes.evaluation.demo_results import SPLITS
-from recipes.evaluation.demo_text import PICTURES
 from recipes.evaluation.report import BLIND, MODEL, TRIVIAL, accuracy
 from recipes.metrics.room_actions.scoring import score as score_actions
 from recipes.metrics.three_d_qa.scoring import score

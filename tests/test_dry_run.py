@@ -12,6 +12,7 @@ import pytest
 import torch
 from toys import toy_config, toy_model, toy_processor, write_toy_checkpoint, write_toy_repo
 
+from recipes.common.scenes import SceneDataset
 from recipes.launching import preflight
 from recipes.launching.data_size import measure
 from recipes.launching.estimate import (
@@ -36,7 +37,7 @@ from recipes.launching.settings import BatchPlan, model_arguments, plan_batch, r
 from recipes.launching.shapes import RELEASED, Parameters, build_on_meta, count_parameters, read_shapes
 from recipes.launching.work import Row, measure_work
 from recipes.training.collator import PackCollator
-from recipes.training.data import PackDataset, PackSampler, SceneDataset
+from recipes.training.packing import PackDataset, PackSampler
 from recipes.training.trainer import freeze_and_adapt
 
 

@@ -16,7 +16,7 @@ from toys import write_toy_checkpoint, write_toy_repo
 from data_scripts.prepare import main as prepare
 from recipes.launching.checks import check_data
 from recipes.launching.settings import read_settings
-from recipes.training.arguments import CONFIGS, parse_arguments
+from recipes.runs.arguments import CONFIGS, parse_arguments
 from recipes.training.sft import make_trainer
 
 

@@ -10,16 +10,16 @@ from test_room_actions import anchor, box, list_of, run_eval, write_action_repo
 from toys import write_toy_checkpoint
 
 from recipes import eval as recipes_eval
+from recipes.common.scenes import SceneDataset
 from recipes.evaluation import actions as evaluation
-from recipes.evaluation.run_figure import describe, draw_run
-from recipes.evaluation.run_history import RunHistory, add
 from recipes.launching.checks import check_data
 from recipes.launching.settings import read_settings
+from recipes.monitoring.figure import describe, draw_run
+from recipes.monitoring.history import RunHistory, add
 from recipes.publishing.evaluations import _read, eval_results
 from recipes.publishing.upload import make_unevaluated_card
+from recipes.runs.arguments import CONFIGS, parse_arguments
 from recipes.training import evaluating
-from recipes.training.arguments import CONFIGS, parse_arguments
-from recipes.training.data import SceneDataset
 from recipes.training.sft import make_trainer
 
 

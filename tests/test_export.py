@@ -15,10 +15,10 @@ from test_fault_tolerance import run_stage2
 from toys import toy_views, write_toy_checkpoint, write_toy_repo
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from recipes.common.loading import load_model
 from recipes.export import main as export_main
-from recipes.training.sft import load_model
+from recipes.runs.zero import ZeroCheckpoint
 from recipes.training.trainer import VggtQwen3Trainer
-from recipes.training.zero import ZeroCheckpoint
 
 
 ROOT = Path(__file__).parent.parent

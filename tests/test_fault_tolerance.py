@@ -20,16 +20,17 @@ import yaml
 from toys import write_toy_checkpoint, write_toy_repo
 
 from recipes.launching.output import lock_holder, lock_output
-from recipes.training.arguments import CONFIGS
-from recipes.training.checkpoints import (
+from recipes.publishing.upload import publish_run
+from recipes.runs.arguments import CONFIGS
+from recipes.runs.checkpoints import (
     CheckpointError,
     ResumableTrainer,
     check_checkpoint,
     last_whole_checkpoint,
     remove_old_checkpoints,
 )
-from recipes.training.preemption import REQUEUE_EXIT_CODE, SIGNALS
-from recipes.training.run_config import RUN_CONFIG, lock_output_dir, run_at_work
+from recipes.runs.preemption import REQUEUE_EXIT_CODE, SIGNALS
+from recipes.runs.run_config import RUN_CONFIG, lock_output_dir, run_at_work
 from recipes.training.sft import main
 
 
@@ -56,7 +57,7 @@ def run_stage2(*arguments):
     handlers, argv = {number: signal.getsignal(number) for number in SIGNALS}, sys.argv
     sys.argv = ["stage2.py", *map(str, arguments)]
     try:
-        main(CONFIGS / "stage2_3d.yaml")
+        main(CONFIGS / "stage2_3d.yaml", publish_run)
     except SystemExit as ended:
         return ended.code
     finally:
@@ -391,7 +392,7 @@ TWO_MACHINES = """
 import sys, time
 from torch import nn
 from transformers import TrainingArguments
-from recipes.training import checkpoints
+from recipes.runs import checkpoints
 
 class Model(nn.Module):
     def __init__(self):

@@ -17,8 +17,8 @@ from data_scripts.builders import BUILDERS
 from recipes.launching import checks
 from recipes.launching.checks import check_data, check_weights
 from recipes.launching.settings import read_settings
-from recipes.training.arguments import ModelArguments
-from recipes.training.inputs import DATASETS, check_inputs, is_local_name, missing_checkpoint, missing_dataset
+from recipes.runs.arguments import ModelArguments
+from recipes.runs.inputs import DATASETS, check_inputs, is_local_name, missing_checkpoint, missing_dataset
 from recipes.training.sft import load_data
 
 

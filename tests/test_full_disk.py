@@ -16,10 +16,10 @@ from toys import write_toy_checkpoint, write_toy_repo
 
 from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration, VggtQwen3Processor
 from recipes import export, feature_store
-from recipes.training import store_writer
-from recipes.training.checkpoints import check_checkpoint, checkpoints_of
-from recipes.training.disk import is_full
-from recipes.training.sft import open_store
+from recipes.common import feature_store_writer as store_writer
+from recipes.common.loading import open_store
+from recipes.runs.checkpoints import check_checkpoint, checkpoints_of
+from recipes.runs.disk import is_full
 
 
 FULL = Path("/dev/full")  # takes nothing

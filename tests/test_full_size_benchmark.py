@@ -13,10 +13,10 @@ from toys import toy_config
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration
 from recipes import benchmark
-from recipes.evaluation.benchmark_model import forward_flops
-from recipes.evaluation.full_size_benchmark import FullSizeBenchmark, failures, report
-from recipes.evaluation.full_size_plan import STAGES, Size, Variant, plan, recipe_arguments, write_data
-from recipes.evaluation.full_size_worker import measure_all, random_weights, write_model
+from recipes.benchmarking.full_size import FullSizeBenchmark, failures, report
+from recipes.benchmarking.full_size_plan import STAGES, Size, Variant, plan, recipe_arguments, write_data
+from recipes.benchmarking.full_size_worker import measure_all, random_weights, write_model
+from recipes.benchmarking.toy_model import forward_flops
 from recipes.launching.estimate import CONTEXT_BYTES, plain_memory
 from recipes.launching.settings import plan_batch, read_settings
 from recipes.launching.shapes import RELEASED

@@ -7,9 +7,10 @@ from toys import toy_config, toy_geometry, toy_model, toy_processor, toy_views, 
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration
 from modeling_vggt_qwen3.geometry_vggt_qwen3 import prediction_to_geometry_inputs
-from recipes.training.arguments import ModelArguments, parse_arguments
+from recipes.common.loading import load_model
+from recipes.runs.arguments import ModelArguments, parse_arguments
 from recipes.training.collator import PackCollator, chat_prompt
-from recipes.training.sft import load_model, make_trainer, save
+from recipes.training.sft import make_trainer, save
 from recipes.training.trainer import freeze_and_adapt
 
 

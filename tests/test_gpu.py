@@ -24,11 +24,12 @@ from toys import toy_config, toy_geometry, toy_processor, toy_views, write_toy_c
 from transformers import set_seed
 
 from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration, VggtQwen3Processor
-from recipes.evaluation.generation import generate_answers
-from recipes.training.arguments import CONFIGS, parse_arguments
+from recipes.common.generation import generate_answers
+from recipes.common.loading import open_store
+from recipes.common.scenes import SceneDataset
+from recipes.runs.arguments import CONFIGS, parse_arguments
 from recipes.training.collator import PackCollator
-from recipes.training.data import SceneDataset
-from recipes.training.sft import make_trainer, open_store
+from recipes.training.sft import make_trainer
 
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ from host_syncs import HostSyncs
 from torch.utils._python_dispatch import _disable_current_modes
 from toys import toy_geometry, toy_model, toy_processor, toy_views, write_toy_checkpoint, write_toy_repo
 
-from recipes.training.arguments import CONFIGS, parse_arguments
+from recipes.runs.arguments import CONFIGS, parse_arguments
 from recipes.training.collator import PackCollator
 from recipes.training.sft import make_trainer
 

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from recipes.training.checkpoints import CheckpointError, ResumableTrainer, check_checkpoint
-from recipes.training.run_config import RUN_CONFIG
+from recipes.runs.checkpoints import CheckpointError, ResumableTrainer, check_checkpoint
+from recipes.runs.run_config import RUN_CONFIG
 
 
 class Model(nn.Module):

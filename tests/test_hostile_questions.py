@@ -18,10 +18,10 @@ from toys import write_toy_checkpoint, write_toy_repo
 
 from recipes import ask, score
 from recipes import eval as recipes_eval
+from recipes.common.scenes import SceneDataset
+from recipes.common.tables import csv_text
 from recipes.evaluation import actions
 from recipes.evaluation.reading import read_json
-from recipes.evaluation.report import csv_text
-from recipes.training.data import SceneDataset
 
 
 class Refused(Exception):

@@ -13,9 +13,9 @@ from hostile.settings import settings, texts
 from data_scripts.builders.annotations import InputError
 from data_scripts.instruct_sources import parse_sources
 from data_scripts.yaml_files import read_yaml
-from recipes.training.arguments import CONFIGS, make_parser, parse_arguments
-from recipes.training.inputs import check_inputs
-from recipes.training.run_config import RUN_CONFIG, check_output_dir, resolved_config, write_run_config
+from recipes.runs.arguments import CONFIGS, make_parser, parse_arguments
+from recipes.runs.inputs import check_inputs
+from recipes.runs.run_config import RUN_CONFIG, check_output_dir, resolved_config, write_run_config
 
 
 BASE = {

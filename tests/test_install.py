@@ -146,7 +146,7 @@ def test_every_module_that_runs_has_a_command():
         if '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")
     }
     stages = {f"recipes.{stage}" for stage in STAGES}
-    inner = {"recipes.cli", "recipes.evaluation.full_size_worker"}  # the second is started by recipes.benchmark
+    inner = {"recipes.cli", "recipes.benchmarking.full_size_worker"}  # the second is started by recipes.benchmark
     assert mains - inner == {command.module for command in COMMANDS.values()} - {"recipes"} | stages
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from toys import write_toy_checkpoint, write_toy_repo
 
 from data_scripts.schema import FEATURES, REQUIRED_COLUMNS
+from recipes.common.scenes import SceneDataset
 from recipes.launch import parse
 from recipes.launching import checks, preflight, resources
 from recipes.launching.caches import file_system, move_caches, read_mounts
@@ -28,10 +29,10 @@ from recipes.launching.estimate import Memory
 from recipes.launching.output import check_checkpoints, check_output, clock_difference, config_of, lock_output
 from recipes.launching.resources import Gpu, available_memory, check_port, check_rendezvous
 from recipes.launching.settings import plan_batch, read_settings, recipe_argv
-from recipes.training.arguments import CONFIGS, parse_arguments
-from recipes.training.checkpoints import MANIFEST
-from recipes.training.data import PackDataset, SceneDataset
-from recipes.training.run_config import differences, resolved_config, write_run_config
+from recipes.runs.arguments import CONFIGS, parse_arguments
+from recipes.runs.checkpoints import MANIFEST
+from recipes.runs.run_config import differences, resolved_config, write_run_config
+from recipes.training.packing import PackDataset
 
 
 ROOT = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration, loss_vggt_qwen3
 from modeling_vggt_qwen3.loss_vggt_qwen3 import VggtQwen3LMHead, chunked_causal_lm_loss
-from recipes.training.arguments import CONFIGS, parse_arguments
+from recipes.runs.arguments import CONFIGS, parse_arguments
 from recipes.training.collator import PackCollator
 from recipes.training.trainer import freeze_and_adapt
 

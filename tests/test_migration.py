@@ -10,7 +10,7 @@ import yaml
 from test_docs import run_until_parsed
 
 from recipes.launching.settings import read_settings
-from recipes.training.arguments import CONFIGS
+from recipes.runs.arguments import CONFIGS
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "migration.md"

@@ -23,8 +23,8 @@ from recipes.publishing.licences import LicenceConflictError, find_base_models, 
 from recipes.publishing.model_card import CardInputs, model_card
 from recipes.publishing.upload import make_publication, make_unevaluated_card
 from recipes.publishing.validation import Usage
-from recipes.training.arguments import ModelArguments
-from recipes.training.record import hash_weights, read_record
+from recipes.runs.arguments import ModelArguments
+from recipes.runs.record import hash_weights, read_record
 
 
 USAGE = Usage("print('code')\n", "brown", "What?", ["brown"], {"python": "3", "torch": "2", "transformers": "5"})

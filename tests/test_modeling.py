@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, 
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Model
 from modeling_vggt_qwen3.packing_vggt_qwen3 import create_packed_mask
+from recipes.common.loading import load_model
 from recipes.training.collator import PackCollator, chat_prompt
-from recipes.training.sft import load_model
 
 
 PROJECTORS = ["mlp", "perceiver"]

@@ -12,7 +12,7 @@ from transformers import DogeConfig
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration
 from modeling_vggt_qwen3.module_modes_vggt_qwen3 import modes_to_set
 from recipes.launching.shapes import RELEASED
-from recipes.training.arguments import CONFIGS, parse_arguments
+from recipes.runs.arguments import CONFIGS, parse_arguments
 from recipes.training.collator import PackCollator
 from recipes.training.trainer import freeze_and_adapt
 

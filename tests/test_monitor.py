@@ -11,13 +11,14 @@ from accelerate import Accelerator
 from PIL import Image
 from toys import toy_config, toy_processor, write_toy_repo
 
-from recipes.evaluation.run_figure import describe, draw_run
-from recipes.evaluation.run_history import duration, read_history
+from recipes.common.scenes import SceneDataset
 from recipes.launching.output import lock_output
-from recipes.training.checkpoints import MANIFEST
+from recipes.monitoring.figure import describe, draw_run
+from recipes.monitoring.history import duration, read_history
+from recipes.runs.checkpoints import MANIFEST
 from recipes.training.collator import PackCollator
-from recipes.training.data import Pack, PackDataset, SceneDataset
-from recipes.training.monitoring import Throughput
+from recipes.training.packing import Pack, PackDataset
+from recipes.training.throughput import Throughput
 
 
 NOW = 1_800_000_000.0

@@ -25,13 +25,14 @@ from modeling_vggt_qwen3 import processing_vggt_qwen3
 from modeling_vggt_qwen3.geometry_vggt_qwen3 import Cameras
 from modeling_vggt_qwen3.modeling_vggt_qwen3_anchor import anchor_losses
 from modeling_vggt_qwen3.processing_vggt_qwen3 import FARTHEST, camera_problem
-from recipes.evaluation.run_history import read_history
-from recipes.training.arguments import CONFIGS, parse_arguments
-from recipes.training.checkpoints import check_checkpoint, checkpoints_of
-from recipes.training.data import PackDataset, PackSampler, SceneDataset
+from recipes.common.scenes import SceneDataset
+from recipes.monitoring.history import read_history
+from recipes.runs.arguments import CONFIGS, parse_arguments
+from recipes.runs.checkpoints import check_checkpoint, checkpoints_of
+from recipes.runs.zero import ZeroCheckpoint
+from recipes.training.packing import PackDataset, PackSampler
 from recipes.training.sft import make_trainer
 from recipes.training.watch import NonFiniteError
-from recipes.training.zero import ZeroCheckpoint
 
 
 ROOT = Path(__file__).parent.parent
@@ -188,8 +189,8 @@ def blindfold(monkeypatch):
 
 BLINDFOLDED = """
 from modeling_vggt_qwen3 import processing_vggt_qwen3
-from recipes.training.arguments import CONFIGS
-from recipes.training.data import SceneDataset
+from recipes.runs.arguments import CONFIGS
+from recipes.training.packing import SceneDataset
 from recipes.training.sft import main
 
 processing_vggt_qwen3.camera_problem = lambda geometry: None

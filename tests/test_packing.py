@@ -12,8 +12,9 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import BatchSampler
 from toys import toy_geometry, toy_model, toy_processor, toy_views, write_toy_repo
 
+from recipes.common.scenes import SceneDataset
 from recipes.training.collator import PackCollator
-from recipes.training.data import Pack, PackDataset, PackSampler, SceneDataset
+from recipes.training.packing import Pack, PackDataset, PackSampler
 
 
 QUESTIONS = [("What color is the chair?", "red"), ("Where is it?", "next to the bed"), ("Is it red?", "yes")]

@@ -26,8 +26,8 @@ from data_scripts.view import main as view
 from data_scripts.views import UnreadableFileError
 from modeling_vggt_qwen3 import VggtQwen3ImageProcessorPil
 from recipes.ask import read_photo
+from recipes.common.scenes import SceneDataset, decode_for
 from recipes.feature_store import scene_entries
-from recipes.training.data import SceneDataset, decode_for
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged EXIF data

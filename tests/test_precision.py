@@ -16,16 +16,16 @@ from safetensors.torch import load_file
 from toys import toy_model, toy_processor, write_toy_repo
 
 from modeling_vggt_qwen3 import VggtQwen3Config
-from recipes.training.arguments import (
+from recipes.runs.arguments import (
     CONFIGS,
     accumulation_steps,
     check_checkpoint_for,
     check_training_arguments,
     parse_arguments,
 )
+from recipes.runs.trained import TRAINED
+from recipes.runs.zero import ZeroCheckpoint
 from recipes.training.sft import make_trainer
-from recipes.training.trained import TRAINED
-from recipes.training.zero import ZeroCheckpoint
 
 
 ROOT = Path(__file__).parent.parent
@@ -145,7 +145,7 @@ def test_everything_that_trains_moves(launcher, stage, runs):
 CAMERAS = """
 import json, sys
 import torch
-from recipes.training.arguments import CONFIGS, parse_arguments
+from recipes.runs.arguments import CONFIGS, parse_arguments
 from recipes.training.sft import load_model, make_trainer
 
 model_arguments, data_arguments, training_arguments = parse_arguments(CONFIGS / f"{sys.argv[1]}.yaml", sys.argv[2:])

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import pytest
 from toys import write_toy_checkpoint, write_toy_repo
 
-from recipes.training import processes
-from recipes.training.arguments import CONFIGS, parse_arguments
-from recipes.training.data import SceneDataset
-from recipes.training.processes import check_same, describe_run, describe_source, explain_lost, together
+from recipes.common.scenes import SceneDataset
+from recipes.runs import processes
+from recipes.runs.arguments import CONFIGS, parse_arguments
+from recipes.runs.processes import check_same, explain_lost, together
+from recipes.training.comparison import describe_run, describe_source
 from recipes.training.sft import load_data
 
 

@@ -16,7 +16,7 @@ from published_run import make_run
 from safetensors.torch import load_file, save_file
 
 from data_scripts.hub import UploadError, check_names, check_repo, check_token, upload
-from recipes.training.record import hash_weights
+from recipes.runs.record import hash_weights
 
 
 ROOT = Path(__file__).parents[1]

@@ -339,7 +339,7 @@ def test_evaluation_of_actions(repo, tmp_path, monkeypatch, capsys):
     assert metrics["scores"]["list_objects"]["objects recall @0.5"] == 100
     assert others["constant"]["list_objects"]["objects recall @0.5"] == 50
     # Where view 0's camera is the world's, up to `R`, `t`.
-    from recipes.training.data import SceneDataset
+    from recipes.common.scenes import SceneDataset
 
     geometry = SceneDataset(str(repo), "val").scenes[0]["geometry"]
     rotation, translation = np.array(geometry["R"][0]), np.array(geometry["t"][0])

@@ -11,7 +11,7 @@ from toys import toy_views, write_toy_checkpoint
 
 from modeling_vggt_qwen3.modeling_vggt import VggtGeometry
 from recipes import ask
-from recipes.evaluation.scene_export import camera_frusta, save_scene, save_views
+from recipes.asking.scene_export import camera_frusta, save_scene, save_views
 
 
 trimesh = pytest.importorskip("trimesh")

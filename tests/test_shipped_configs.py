@@ -11,11 +11,12 @@ from toys import toy_config, toy_processor, write_toy_checkpoint, write_toy_repo
 from transformers import TrainingArguments, set_seed
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration
+from recipes.common.scenes import SceneDataset
 from recipes.launching.settings import read_settings
-from recipes.training.arguments import CONFIGS, SftArguments, parse_arguments
+from recipes.runs.arguments import CONFIGS, SftArguments, parse_arguments
+from recipes.runs.run_config import differences, resolved_config
 from recipes.training.collator import PackCollator
-from recipes.training.data import PackDataset, SceneDataset
-from recipes.training.run_config import differences, resolved_config
+from recipes.training.packing import PackDataset
 from recipes.training.sft import make_trainer
 from recipes.training.trainer import VggtQwen3Trainer, freeze_and_adapt
 

@@ -9,10 +9,10 @@ from test_training import SHORT, launch
 from toys import write_toy_checkpoint, write_toy_repo
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
-from recipes.evaluation.generation import generate_actions
-from recipes.training.arguments import CONFIGS, LOSSES, parse_arguments
-from recipes.training.data import SceneDataset
-from recipes.training.sft import load_model
+from recipes.common.generation import generate_actions
+from recipes.common.loading import load_model
+from recipes.common.scenes import SceneDataset
+from recipes.runs.arguments import CONFIGS, LOSSES, parse_arguments
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,16 @@ from transformers import set_seed
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Processor
 from recipes import feature_store
-from recipes.evaluation.generation import generate_answers
-from recipes.training import store_shards
-from recipes.training.arguments import CONFIGS, parse_arguments
+from recipes.common import feature_store_shards as store_shards
+from recipes.common.feature_store import StoreEntry
+from recipes.common.feature_store_writer import FeatureStoreWriter
+from recipes.common.generation import generate_answers
+from recipes.common.loading import open_store
+from recipes.common.scenes import SceneDataset
+from recipes.runs.arguments import CONFIGS, parse_arguments
 from recipes.training.collator import PackCollator
-from recipes.training.data import Pack, PackDataset, SceneDataset
-from recipes.training.sft import make_trainer, open_store
-from recipes.training.store import StoreEntry
-from recipes.training.store_writer import FeatureStoreWriter
+from recipes.training.packing import Pack, PackDataset
+from recipes.training.sft import make_trainer
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,13 @@ from toys import toy_config, toy_model, toy_processor, write_toy_checkpoint, wri
 from transformers import AutoModelForImageTextToText
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
-from recipes.training.arguments import CONFIGS, ModelArguments, parse_arguments
+from recipes.common.loading import load_model
+from recipes.common.scenes import SceneDataset, check_disjoint
+from recipes.runs.arguments import CONFIGS, ModelArguments, parse_arguments
 from recipes.training.collator import PackCollator
-from recipes.training.data import Pack, PackDataset, PackSampler, SceneDataset, check_disjoint
 from recipes.training.muon import MuonAdamW, orthogonalize
-from recipes.training.sft import load_model, make_trainer
+from recipes.training.packing import Pack, PackDataset, PackSampler
+from recipes.training.sft import make_trainer
 from recipes.training.trainer import VggtQwen3Trainer, freeze_and_adapt
 
 

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from test_fault_tolerance import losses_of, run_stage2
 from toys import toy_config, toy_model, toy_processor, write_toy_checkpoint, write_toy_repo
 
-from recipes.training.arguments import CONFIGS, parse_arguments
+from recipes.common.scenes import SceneDataset, UnreadablePictureError
+from recipes.runs.arguments import CONFIGS, parse_arguments
 from recipes.training.collator import PackCollator
-from recipes.training.data import Pack, PackDataset, PackSampler, SceneDataset, UnreadablePictureError
+from recipes.training.packing import Pack, PackDataset, PackSampler
 from recipes.training.sft import make_trainer
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from modeling_vggt_qwen3.actions_vggt_qwen3 import Action
+from recipes.common.scenes import SceneDataset
 from recipes.metrics.room_actions.reading import boxes_of
 from recipes.metrics.room_actions.scoring import ACTIONS
-from recipes.training.data import SceneDataset
 
 from .actions import Scored, as_dict, labels_table, scene_geometries, scores_table
 from .page import data_uri, fill_template, html_table

@@ -14,17 +14,18 @@ import torch
 from data_scripts.files import write_atomically
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3Processor
 from modeling_vggt_qwen3.actions_vggt_qwen3 import Action, ActionError, parse_action
+from recipes.common.loading import load_model
+from recipes.common.scenes import SceneDataset
 from recipes.metrics.room_actions.baseline import ConstantActions
 from recipes.metrics.room_actions.reading import KINDS, VECTORS, boxes_of, read_action
 from recipes.metrics.room_actions.scoring import ACTIONS, CENTER, LEVEL_UP, VALID, ActionScores, compare, score
-from recipes.training.data import SceneDataset
-from recipes.training.record import describe_dataset, hash_weights
-from recipes.training.sft import load_model
+from recipes.runs.record import describe_dataset, hash_weights
 
-from .generation import generate_actions
-from .loading import loading
+from ..common.generation import generate_actions
+from ..common.loading import loading
+from ..common.tables import format_table
 from .reading import are_texts, listed
-from .report import BLIND, MODEL, format_table, read_baseline
+from .report import BLIND, MODEL, read_baseline
 
 
 TASK = "arkit_actions"

@@ -4,12 +4,12 @@
 import csv
 import io
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from recipes.common.tables import unescape_formula
 from recipes.metrics.three_d_qa.question_types import question_type
 
 
@@ -20,8 +20,6 @@ PREDICTION_KEYS += ("response", "output", "generated_text", "answer", "text")
 EXAMPLES, LONGEST = 5, 80  # ids that a message names, and their characters
 # Of text that is no JSON, or nested without end, or holds an integer of thousands of digits.
 BAD_JSON = (ValueError, RecursionError)
-# What a spreadsheet would run (-3 and +1.5 are numbers), or has our mark before it.
-FORMULA = re.compile(r"'*(?![-+]?\d+(\.\d+)?\Z)[=+\-@\t\r]")
 
 
 @dataclass(frozen=True)
@@ -57,16 +55,6 @@ def shown(value) -> str:
     text = str(value)[: LONGEST + 1]
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= LONGEST else text[:LONGEST] + "..."
-
-
-def escape_formula(cell):
-    """A cell of a CSV with an apostrophe before what a spreadsheet would take for a formula; numbers stay as they are."""
-    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
-
-
-def unescape_formula(cell: str) -> str:
-    """The text that `escape_formula` was given."""
-    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def read_json(path: Path):

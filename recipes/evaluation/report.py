@@ -1,34 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores on disk and as tables. Nothing here imports more than numpy: scoring a file takes a second or two."""
 
-import csv
-import io
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_scripts.files import write_atomically
-from recipes.evaluation.reading import BAD_JSON, are_texts, escape_formula, listed
+from recipes.common.tables import csv_text, format_table
 from recipes.metrics.three_d_qa.protocols import EM
 from recipes.metrics.three_d_qa.scoring import ALL, METRICS, ProtocolScores
+
+from .reading import BAD_JSON, are_texts, listed
 
 
 # The names of the systems that are scored together, and what the tables call them.
 MODEL, BLIND, TRIVIAL = "model", "blind", "most frequent training answer"
 Scored = dict[str, dict[str, ProtocolScores]]  # {system: {protocol: scores}}
-
-
-def check_writable(folder: Path, option: str):
-    """Raises ValueError, naming the option, if a folder, which need not be there yet, cannot be written to: before the work."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder} ({error.strerror}): give another with {option}.") from error
 
 
 def read_run(output: Path) -> tuple[list[dict], dict]:
@@ -130,15 +119,6 @@ def write_scores(
     write_atomically(output / "verdicts.csv", csv_text(header, zip(*columns, strict=True)))
 
 
-def csv_text(header: list[str], rows) -> str:
-    text = io.StringIO(newline="")
-    # Texts are quoted: Python 3.11 leaves a carriage return bare, which ends a row where it is read.
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow(map(escape_formula, header))
-    writer.writerows([escape_formula(cell) for cell in row] for row in rows)
-    return text.getvalue()
-
-
 def flipped_questions(
     scored: Scored, other: str, ids: Sequence[str], predictions: dict[str, Sequence[str | None]]
 ) -> tuple[list[str], list[list]]:
@@ -155,24 +135,6 @@ def flipped_questions(
             right = MODEL if ours[number] else other
             rows.append([protocol, ids[number], right, predictions[MODEL][number], predictions[other][number]])
     return ["protocol", "question_id", "right", MODEL, other], rows
-
-
-def format_table(header: list[str], rows: list[list]) -> str:
-    """A plain-text table: first column to the left, numbers to the right, floats as 0.123."""
-
-    def text(cell) -> str:
-        return "-" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell)
-
-    lines = [header] + [[text(cell) for cell in row] for row in rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    formatted = [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return "\n".join([formatted[0], "-" * len(formatted[0]), *formatted[1:]])
 
 
 def interval_text(bounds: Sequence[float]) -> str:
@@ -221,11 +183,8 @@ __all__ = [
     "Scored",
     "accuracy",
     "baselines",
-    "check_writable",
-    "csv_text",
     "differences_table",
     "flipped_questions",
-    "format_table",
     "interval_text",
     "percentages",
     "read_run",

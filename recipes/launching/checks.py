@@ -18,8 +18,8 @@ from data_scripts.schema import missing_columns
 from modeling_vggt_qwen3 import VggtQwen3Config
 from modeling_vggt_qwen3.convert_inputs import WeightFiles
 from recipes import top_file
-from recipes.training.arguments import check_checkpoint_for, no_eval_split, no_exact_match
-from recipes.training.inputs import CONVERT, missing_checkpoint, missing_dataset
+from recipes.runs.arguments import check_checkpoint_for, no_eval_split, no_exact_match
+from recipes.runs.inputs import CONVERT, missing_checkpoint, missing_dataset
 
 from .data_size import NotPreparedError, files_of_splits, lacks_split, parquet_files
 from .settings import data_arguments

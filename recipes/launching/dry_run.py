@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The text of `recipes.launch --dry-run`: parameters, memory, steps, tokens, operations and hours of a run."""
 
-from recipes.evaluation.report import format_table
+from recipes.common.tables import format_table
 
 from .accelerate_config import Choice
 from .estimate import (

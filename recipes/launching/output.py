@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_scripts.credentials import without_credentials
-from recipes.training.checkpoints import SAVING, CheckpointError, check_checkpoint, checkpoints_of
-from recipes.training.run_config import check_output_dir, run_at_work
+from recipes.runs.checkpoints import SAVING, CheckpointError, check_checkpoint, checkpoints_of
+from recipes.runs.run_config import check_output_dir, run_at_work
 
 from .settings import BatchPlan, data_arguments, model_arguments
 

@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from data_scripts.credentials import HUB_TOKEN_VARIABLE, without_credentials
-from recipes.training.preemption import PREEMPTED, REQUEUE_EXIT_CODE
+from recipes.runs.preemption import PREEMPTED, REQUEUE_EXIT_CODE
 
 from . import process
 from .accelerate_config import Choice, choose, describe_choice, write_config

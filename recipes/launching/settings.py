@@ -5,7 +5,7 @@ from argparse import Namespace
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from recipes.training.arguments import (
+from recipes.runs.arguments import (
     CONFIGS,
     DataArguments,
     ModelArguments,

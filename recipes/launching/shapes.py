@@ -12,7 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration
-from recipes.training.arguments import CONFIGS
+from recipes.runs.arguments import CONFIGS
 from recipes.training.precision import cast_trained
 from recipes.training.trainer import freeze_and_adapt
 

@@ -11,8 +11,8 @@ import modeling_vggt_qwen3
 from data_scripts.credentials import without_credentials
 from data_scripts.hub import Files, own_file
 from data_scripts.machine_paths import without_folders
-from recipes.training.record import CONVERSION, RECORD, read_json
-from recipes.training.run_config import RUN_CONFIG, read_run_config
+from recipes.runs.record import CONVERSION, RECORD, read_json
+from recipes.runs.run_config import RUN_CONFIG, read_run_config
 
 from .logs import published_logs
 

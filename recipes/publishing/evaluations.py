@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult
 
 from data_scripts.hub import Files, own_file
 from recipes.evaluation.report import BLIND
-from recipes.training.record import hash_weights, read_json
+from recipes.runs.record import hash_weights, read_json
 
 from .checkpoint import published_json
 

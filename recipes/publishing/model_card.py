@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from data_scripts.licences import describe_licences
 from recipes.evaluation.report import BLIND
 from recipes.metrics.three_d_qa.protocols import EM
-from recipes.training.arguments import trains_at_learning_rate
+from recipes.runs.arguments import trains_at_learning_rate
 
 from .citation import bibtex
 from .evaluations import Evaluation, eval_results
@@ -85,7 +85,7 @@ class CardInputs:
 
     Attributes:
         title: the repo's name.
-        record: `recipes.training.record.read_record` of the checkpoint.
+        record: `recipes.runs.record.read_record` of the checkpoint.
         evaluations: of these weights; none if it has not been evaluated.
         usage: code that was run; None if it was not.
         last_metrics: Trainer's own of the last evaluation while training, with their names.

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from data_scripts.hub import Files, check_contents, check_names, check_repo, check_token, upload
+from data_scripts.files import write_atomically
+from data_scripts.hub import Files, UploadError, check_contents, check_names, check_repo, check_token, upload
 from data_scripts.machine_paths import without_folders
-from recipes.training.record import RECORD, read_json, read_record
+from recipes.runs.record import RECORD, read_json, read_record
 
 from .checkpoint import checkpoint_files
 from .evaluations import find_evaluations
+from .licences import LicenceConflictError
 from .model_card import CardInputs, model_card
 from .validation import example_files, validate
 
@@ -86,6 +88,37 @@ def publish(publication: Publication, api: HfApi, repo_id: str, *, private: bool
     return upload(api, repo_id, "model", publication.files, remote, message=message, **options)
 
 
+def publish_run(trainer) -> str | None:
+    """
+    Publishes what is in the output folder of a run that has just ended, with its card as far as it can be known without an
+    evaluation, and without a tag: `push_to_hub.py` validates and tags.
+
+    Args:
+        trainer (`VggtQwen3Trainer`): Of the run, whose model is saved.
+
+    Returns:
+        The repo's address; None on other processes than the first.
+
+    Raises:
+        UploadError: if it cannot be uploaded, or licences conflict.
+    """
+    if trainer.hub_model_id is None:
+        trainer.init_hf_repo()
+    if not trainer.is_world_process_zero():
+        return None
+    output_dir = Path(trainer.args.output_dir)
+    try:
+        card = make_unevaluated_card(output_dir, trainer.hub_model_id)
+    except LicenceConflictError as error:
+        raise UploadError(str(error)) from error
+    write_atomically(output_dir / "README.md", card)
+    files = checkpoint_files(output_dir) | {"README.md": output_dir / "README.md"}
+    api = HfApi(token=trainer.args.hub_token, library_name="vggt-qwen3")
+    options = {"private": bool(trainer.args.hub_private_repo), "tag": None}
+    remote = check_repo(api, trainer.hub_model_id, "model", files, marker=RECORD, **options)
+    return upload(api, trainer.hub_model_id, "model", files, remote, message="End of training", **options)[0]
+
+
 def read_emissions(model: Path) -> float | None:
     """kg of CO2 equivalents that CodeCarbon's `emissions.csv` sums up to; None without one."""
     path = model / "emissions.csv"
@@ -95,4 +128,4 @@ def read_emissions(model: Path) -> float | None:
         return sum(float(row["emissions"]) for row in csv.DictReader(stream))
 
 
-__all__ = ["Publication", "make_publication", "make_unevaluated_card", "publish"]
+__all__ = ["Publication", "make_publication", "make_unevaluated_card", "publish", "publish_run"]

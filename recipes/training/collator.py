@@ -8,7 +8,7 @@ import torch
 from modeling_vggt_qwen3 import VggtQwen3Processor
 from modeling_vggt_qwen3.modeling_vggt_qwen3_anchor import find_anchors
 
-from .data import SceneDataset, question_text
+from ..common.scenes import SceneDataset, question_text
 
 
 def chat_prompt(processor: VggtQwen3Processor, question: str, with_images: bool) -> str:

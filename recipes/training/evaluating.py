@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
-from recipes.evaluation.generation import generate_actions, generate_answers
+from recipes.common.generation import generate_actions, generate_answers
 from recipes.metrics.room_actions.reading import read_action
 from recipes.metrics.three_d_qa.protocols import exact_match
 
-from .arguments import no_exact_match
-from .data import SceneDataset, action_of, anchor_of
+from ..common.scenes import SceneDataset, action_of, anchor_of
+from ..runs.arguments import no_exact_match
 
 
 logger = logging.getLogger(__name__)

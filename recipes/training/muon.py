@@ -10,7 +10,7 @@ from collections import defaultdict
 
 import torch
 
-from .precision import has_fast_bfloat16
+from ..common.device import has_fast_bfloat16
 
 
 # Quintic Newton-Schulz coefficients: largest slope at zero, singular values end between about 0.7 and 1.2. Fewer, better

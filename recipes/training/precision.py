@@ -11,18 +11,6 @@ from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 
-def has_fast_bfloat16(device_type: str) -> bool:
-    """
-    Whether products of bfloat16 matrices are at least as fast as those of float32 on "cpu", "cuda", ...
-
-    On a CPU without instructions for them they take about twenty times as long.
-    """
-    if device_type != "cpu":
-        return True
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 def load_dtype(arguments: TrainingArguments) -> torch.dtype | None:
     """What weights are loaded in: None, their checkpoint's type, under mixed precision; float32 without."""
     return None if arguments.bf16 or arguments.fp16 else torch.float32
@@ -63,11 +51,4 @@ def use_autocast_under_zero(arguments: TrainingArguments, config: dict):
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
 
 
-__all__ = [
-    "autocast",
-    "cast_trained",
-    "has_fast_bfloat16",
-    "keep_trained_in_float32",
-    "load_dtype",
-    "use_autocast_under_zero",
-]
+__all__ = ["autocast", "cast_trained", "keep_trained_in_float32", "load_dtype", "use_autocast_under_zero"]

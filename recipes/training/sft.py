@@ -7,6 +7,7 @@ accelerate launch recipes/stage2.py [--config FILE.yaml] [--any_key value ...]
 import logging
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,21 +18,17 @@ from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deeps
 
 from data_scripts.hub import UploadError
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Processor
-from recipes.publishing.licences import LicenceConflictError
+from recipes.common.loading import load_model, open_store, set_preprocessing
 
-from .arguments import ModelArguments, check_checkpoint_for, no_eval_split, parse_arguments
-from .checkpoints import SAVING, CheckpointError, advice, check_base, checkpoint_to_resume
-from .collator import PackCollator
-from .compilation import check_compile_layers, compile_layers
-from .data import MissingSplitError, PackDataset, SceneDataset, UnreadablePictureError, check_disjoint
-from .disk import move_into, saving
-from .evaluating import check_evaluations
-from .inputs import check_data
-from .precision import cast_trained, keep_trained_in_float32, load_dtype
-from .preemption import Preempted, Preemption, exit_preempted, train_or_exit
-from .processes import agree, check_same, describe_run, explain_lost, limit_waiting, together
-from .record import finish_record, start_record
-from .run_config import (
+from ..common.scenes import MissingSplitError, SceneDataset, UnreadablePictureError, check_disjoint
+from ..runs.arguments import ModelArguments, check_checkpoint_for, no_eval_split, parse_arguments
+from ..runs.checkpoints import SAVING, CheckpointError, advice, check_base, checkpoint_to_resume
+from ..runs.disk import move_into, saving
+from ..runs.inputs import check_data
+from ..runs.preemption import Preempted, Preemption, exit_preempted, train_or_exit
+from ..runs.processes import agree, check_same, explain_lost, limit_waiting, together
+from ..runs.record import finish_record, start_record
+from ..runs.run_config import (
     check_output_dir,
     check_same_batch,
     lock_output_dir,
@@ -39,29 +36,40 @@ from .run_config import (
     unlock_output_dir,
     write_run_config,
 )
-from .store import FeatureStore, store_key
+from ..runs.zero import check_deepspeed_config
+from .collator import PackCollator
+from .comparison import describe_run
+from .compilation import check_compile_layers, compile_layers
+from .evaluating import check_evaluations
+from .packing import PackDataset
+from .precision import cast_trained, keep_trained_in_float32, load_dtype
 from .trainer import VggtQwen3Trainer, freeze_and_adapt
 from .watch import NonFiniteError, exit_stopped
-from .zero import check_deepspeed_config
 
 
 logger = logging.getLogger(__name__)
 
 
-def main(default_config: Path):
-    """Runs a stage with the settings of `default_config`, or of `--config`, and the command line."""
+def main(default_config: Path, publish: Callable[[VggtQwen3Trainer], str | None]):
+    """
+    Runs a stage with the settings of `default_config`, or of `--config`, and the command line.
+
+    Args:
+        publish (`Callable`): What `push_to_hub: true` does in the end, [`recipes.publishing.upload.publish_run`]: the recipes
+            hand it over, because publishing is built on training.
+    """
     ################
     # Arguments
     ################
     # Parsed before any model is made: under ZeRO-3 its parameters are partitioned as they are created.
     arguments = parse_arguments(default_config)
     try:
-        run_stage(*arguments)
+        run_stage(*arguments, publish)
     finally:
         unlock_output_dir()
 
 
-def run_stage(model_arguments, data_arguments, training_arguments):
+def run_stage(model_arguments, data_arguments, training_arguments, publish):
     """Loads, compares, trains and saves; what cannot be done exits with a line that says why."""
     preemption = Preemption()
     preemption.install()
@@ -84,7 +92,7 @@ def run_stage(model_arguments, data_arguments, training_arguments):
     output_dir = Path(training_arguments.output_dir)
     try:
         with saving(output_dir, lambda: advice(output_dir)):
-            run(trainer, model_arguments, preemption, checkpoint)
+            run(trainer, model_arguments, preemption, checkpoint, publish)
     except NonFiniteError as error:
         exit_stopped(error, training_arguments.output_dir, name)
     except UnreadablePictureError as error:
@@ -249,7 +257,7 @@ def load_eval_sources(data_arguments, training_arguments, options: tuple) -> lis
     return sources
 
 
-def run(trainer: VggtQwen3Trainer, model_arguments, preemption: Preemption, checkpoint: str | None):
+def run(trainer: VggtQwen3Trainer, model_arguments, preemption: Preemption, checkpoint: str | None, publish: Callable):
     """Trains from `checkpoint` on, and leaves in `output_dir` the best checkpoint as a model that `from_pretrained` loads (LoRA merged)."""
     ################
     # Training
@@ -272,25 +280,11 @@ def run(trainer: VggtQwen3Trainer, model_arguments, preemption: Preemption, chec
     trainer.save_metrics("train", result.metrics)
     if trainer.args.push_to_hub:
         try:
-            url = trainer.push_to_hub()
-        except (UploadError, LicenceConflictError) as error:
+            url = publish(trainer)
+        except UploadError as error:
             sys.exit(f"{Path(sys.argv[0]).name}: the model is whole in {trainer.args.output_dir}. {error}")
         if url:
             print(f"published: {url}")
-
-
-def set_preprocessing(processor: VggtQwen3Processor, image_size: int | None, image_mode: str | None):
-    """Changes how pictures are brought to the encoder's size; None leaves a setting as the checkpoint has it."""
-    if image_size is not None:
-        processor.image_processor.image_size = image_size
-    if image_mode is not None:
-        processor.image_processor.mode = image_mode
-
-
-def open_store(path: str, checkpoint: str, processor: VggtQwen3Processor) -> FeatureStore:
-    """The feature store at `path`, for reading. Raises ValueError if it does not fit checkpoint and preprocessing."""
-    config = VggtQwen3Config.from_pretrained(checkpoint)
-    return FeatureStore(path, store_key(checkpoint, config, processor.image_processor))
 
 
 def load_for_training(
@@ -319,60 +313,6 @@ def load_for_training(
         "vision_config": arguments.vision_attn_implementation or arguments.attn_implementation,
     }
     return load_model(path, implementations, geometry_source, config, new_head, dtype)
-
-
-def load_model(
-    path: str,
-    attn_implementation: str | dict[str, str],
-    geometry_source: str | None = None,
-    config: VggtQwen3Config | None = None,
-    new_anchor_head: bool = False,
-    dtype: torch.dtype | None = None,
-) -> VggtQwen3ForConditionalGeneration:
-    """
-    Loads a checkpoint, whole; with `geometry_source` in place of the one that it was saved with.
-
-    Args:
-        attn_implementation (`str` or `dict`): Of all parts, or by the name of a part's config ("" for the rest).
-        config (`VggtQwen3Config`, *optional*): Instead of the checkpoint's own.
-        new_anchor_head (`bool`): The checkpoint has no anchor head, and `config` has one: it is initialised at random.
-        dtype (`torch.dtype`, *optional*): Of the weights, VGGT's heads aside, which are float32; by default the
-            checkpoint's.
-
-    Raises:
-        ValueError: if keys are missing, unexpected or of the wrong shape: nothing is filled in silently; or if the
-            checkpoint has no camera head to predict the geometry with; or if an attention implementation is not
-            installed here; or if the checkpoint is another model's.
-    """
-    # transformers would make a model of default shape, of billions of parameters, of another one's config.
-    kind = VggtQwen3Config.get_config_dict(path)[0].get("model_type")
-    if kind != VggtQwen3Config.model_type:
-        raise ValueError(f"{path} holds a {kind or 'config without model_type'}, not a {VggtQwen3Config.model_type}.")
-    try:
-        model, info = VggtQwen3ForConditionalGeneration.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype or "auto",
-            attn_implementation=attn_implementation,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # not ignored: reported below, by name
-        )
-    except ImportError as error:
-        raise ValueError(
-            f"attn_implementation, vision_attn_implementation: {error} Install it, or set sdpa instead."
-        ) from error
-    problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if new_anchor_head:
-        problems["missing_keys"] = [
-            key for key in problems["missing_keys"] if not key.startswith("model.anchor_head.")
-        ]
-    if any(problems.values()):
-        details = "; ".join(f"{kind}: {', '.join(keys[:5])} ({len(keys)})" for kind, keys in problems.items() if keys)
-        raise ValueError(f"The checkpoint {path} does not fit its own config. {details}")
-    if geometry_source is not None:
-        model.config.geometry_source = geometry_source
-        model.config.check_geometry_source()
-    return model
 
 
 def save(trainer: VggtQwen3Trainer, model_arguments):

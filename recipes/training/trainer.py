@@ -6,30 +6,24 @@ import re
 import time
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object, send_to_device
-from huggingface_hub import HfApi
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import speed_metrics
 
-from data_scripts.files import write_atomically
-from data_scripts.hub import check_repo, upload
 from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
-from recipes.publishing.checkpoint import checkpoint_files
-from recipes.publishing.upload import make_unevaluated_card
 
-from .arguments import DataArguments, ModelArguments
-from .checkpoints import ResumableTrainer
+from ..common.scenes import SceneDataset, UnreadablePictureError
+from ..runs.arguments import DataArguments, ModelArguments
+from ..runs.checkpoints import ResumableTrainer
 from .collator import collate_named
-from .data import PackSampler, SceneDataset, UnreadablePictureError
 from .evaluating import BEST, measure, metrics_of, rows_to_ask
-from .monitoring import Throughput
 from .muon import MuonAdamW
+from .packing import PackSampler
 from .precision import autocast, use_autocast_under_zero
-from .record import RECORD
+from .throughput import Throughput
 from .watch import UNREADABLE, StepWatch
 
 
@@ -334,35 +328,6 @@ class VggtQwen3Trainer(ResumableTrainer):
                 raise UnreadablePictureError(f"{source.path}, split {source.split}: no scene can be read")
             self.unreadable_rows[source] = {row for scene, _ in found for row in source.questions_of_scene[scene]}
         return [row for row in rows if row not in self.unreadable_rows[source]]
-
-    def create_model_card(self, *args, **kwargs):
-        """Writes the card that `push_to_hub.py` would write to `output_dir`, as far as it can be known without an evaluation."""
-        if self.is_world_process_zero():
-            output_dir = Path(self.args.output_dir)
-            title = self.hub_model_id or output_dir.absolute().name
-            write_atomically(output_dir / "README.md", make_unevaluated_card(output_dir, title))
-
-    def push_to_hub(self, commit_message: str = "End of training", **kwargs) -> str | None:
-        """
-        Publishes what is in `output_dir` with its card, without a tag: `push_to_hub.py` validates and tags.
-
-        Returns:
-            The repo's address; None on other processes than the first.
-
-        Raises:
-            UploadError: if it cannot be uploaded.
-        """
-        if self.hub_model_id is None:
-            self.init_hf_repo()
-        if not self.is_world_process_zero():
-            return None
-        self.create_model_card()
-        output_dir = Path(self.args.output_dir)
-        files = checkpoint_files(output_dir) | {"README.md": output_dir / "README.md"}
-        api = HfApi(token=self.args.hub_token, library_name="vggt-qwen3")
-        options = {"private": bool(self.args.hub_private_repo), "tag": None}
-        remote = check_repo(api, self.hub_model_id, "model", files, marker=RECORD, **options)
-        return upload(api, self.hub_model_id, "model", files, remote, message=commit_message, **options)[0]
 
 
 __all__ = ["VggtQwen3Trainer", "freeze_and_adapt"]

@@ -17,10 +17,11 @@ from transformers import TrainerCallback
 
 from data_scripts.files import write_atomically
 
-from .checkpoints import checkpoints_of
-from .data import Pack, SceneDataset
-from .record import record_unreadable
-from .run_config import STOPPED
+from ..common.scenes import SceneDataset
+from ..runs.checkpoints import checkpoints_of
+from ..runs.record import record_unreadable
+from ..runs.run_config import STOPPED
+from .packing import Pack
 
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ import torch
 from transformers import TrainerCallback
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
-from recipes.evaluation.generation import generate_answers
+from recipes.common.generation import generate_answers
+from recipes.common.scenes import SceneDataset, question_text
 from recipes.training.collator import chat_prompt
-from recipes.training.data import SceneDataset, question_text
 
 
 class StepTimes(TrainerCallback):

@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_scripts.files import write_atomically
-from recipes.evaluation.full_size_plan import Size, Variant, plan, recipe_arguments, write_data
-from recipes.evaluation.full_size_worker import describe_error, write_model
-from recipes.evaluation.report import format_table
+from recipes.common.tables import format_table
 from recipes.launching.estimate import CONTEXT_BYTES, GPUS, Run, describe_run, plain_memory
 from recipes.launching.settings import plan_batch, read_settings
 from recipes.launching.shapes import read_shapes
+
+from .full_size_plan import Size, Variant, plan, recipe_arguments, write_data
+from .full_size_worker import describe_error, write_model
 
 
 LONGEST = 240  # seconds that a variant may take: then it hangs
@@ -45,7 +46,7 @@ class FullSizeBenchmark:
         self.started, self.deadline = time.time(), time.time() + 60 * minutes
         self.variants = plan(size)
         self.runs: dict[tuple, Run | str] = {}
-        self.command = [sys.executable, "-m", "recipes.evaluation.full_size_worker"]
+        self.command = [sys.executable, "-m", "recipes.benchmarking.full_size_worker"]
 
     def run(self) -> dict:
         """Returns the figures, as they are in the file. Raises RuntimeError if the measuring process cannot start."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from data_scripts.files import write_atomically
 from recipes import top_file
-from recipes.training.precision import has_fast_bfloat16
-from recipes.training.record import LIBRARIES, ROOT, describe_machine, now, read_json
+from recipes.common.device import has_fast_bfloat16
+from recipes.runs.record import LIBRARIES, ROOT, describe_machine, now, read_json
 
 
 RECORD = "demo.json"

@@ -7,7 +7,8 @@ import torch
 from tqdm import tqdm
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
-from recipes.training.data import SceneDataset, action_of, anchor_of, question_text
+
+from .scenes import SceneDataset, action_of, anchor_of, question_text
 
 
 # Questions whose scenes are encoded together, where a run does not say: about as many scenes as have eight.

@@ -24,7 +24,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
-from .store_shards import StoreEntry, hash_tensor, read_shard, signature, verify
+from .feature_store_shards import StoreEntry, hash_tensor, read_shard, signature, verify
 
 
 # What of the encoder's configuration its features and the cameras it predicts depend on.

@@ -4,7 +4,8 @@
 import json
 from pathlib import Path
 
-from .report import BLIND, TRIVIAL, format_table, read_run
+from ..common.tables import format_table
+from ..evaluation.report import BLIND, TRIVIAL, read_run
 
 
 SPLITS = {"scanqa": "test_w_obj", "sqa3d": "test"}

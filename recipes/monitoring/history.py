@@ -13,9 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers.trainer import TRAINER_STATE_NAME
 
 from recipes.launching.output import lock_holder
-from recipes.training.checkpoints import CheckpointError, check_checkpoint, checkpoints_of
-from recipes.training.preemption import PREEMPTED
-from recipes.training.run_config import RUN_CONFIG, STOPPED, read_run_config
+from recipes.runs.checkpoints import CheckpointError, check_checkpoint, checkpoints_of
+from recipes.runs.preemption import PREEMPTED
+from recipes.runs.run_config import RUN_CONFIG, STOPPED, read_run_config
 
 
 FINISHED = "train_results.json"

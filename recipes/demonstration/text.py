@@ -10,10 +10,10 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 
-from recipes.training.record import read_json
+from recipes.runs.record import read_json
 
-from .demo_record import RECORD
-from .demo_results import ACTIONS_HEADER, QUESTIONS_HEADER, read_results, results_text
+from .record import RECORD
+from .results import ACTIONS_HEADER, QUESTIONS_HEADER, read_results, results_text
 
 
 PICTURES = ("examples.png", "loss.png", "plan.png")

@@ -4,8 +4,8 @@
 from datetime import datetime
 from pathlib import Path
 
-from .report import format_table
-from .run_history import RunHistory, duration
+from ..common.tables import format_table
+from .history import RunHistory, duration
 
 
 ROWS = 20  # of the table: evenly spaced steps, every evaluation, and the last step
@@ -74,7 +74,7 @@ def draw_run(history: RunHistory, path: Path):
         "memory (GB)": ["memory_gb"],
         "share of padding": ["padding"],
     }
-    from .figures import plt, save_figure  # here, so that the table needs no matplotlib
+    from ..evaluation.figures import plt, save_figure  # here, so that the table needs no matplotlib
 
     figure, axes = plt.subplots(2, 3, figsize=(13, 6))
     for axis, (title, names) in zip(axes.flat, panels.items(), strict=True):

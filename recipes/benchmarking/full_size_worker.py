@@ -25,9 +25,14 @@ from data_scripts.files import write_atomically
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Processor
 from modeling_vggt_qwen3.convert_vggt_qwen3_to_hf import create_processor, create_tiny_tokenizer
 from recipes import feature_store
-from recipes.evaluation.benchmark_model import count_flops
-from recipes.evaluation.full_size_plan import SPLITS, Size, Variant, plan, recipe_arguments
-from recipes.evaluation.measuring import (
+from recipes.common.loading import load_model
+from recipes.common.scenes import SceneDataset
+from recipes.launching.settings import default_config, read_settings
+from recipes.runs.arguments import parse_arguments
+from recipes.training.sft import make_trainer
+
+from .full_size_plan import SPLITS, Size, Variant, plan, recipe_arguments
+from .measuring import (
     StepTimes,
     matmul_peak,
     peak_memory,
@@ -35,10 +40,7 @@ from recipes.evaluation.measuring import (
     synchronize,
     ways_of_answering,
 )
-from recipes.launching.settings import default_config, read_settings
-from recipes.training.arguments import parse_arguments
-from recipes.training.data import SceneDataset
-from recipes.training.sft import load_model, make_trainer
+from .toy_model import count_flops
 
 
 ONE_BY_ONE = 8  # questions that are answered one by one, and in a batch: the others would take as long each

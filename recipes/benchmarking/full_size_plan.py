@@ -5,9 +5,10 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from recipes.evaluation.benchmark_model import write_dataset
 from recipes.launching.settings import read_settings
 from recipes.launching.shapes import RELEASED
+
+from .toy_model import write_dataset
 
 
 STAGES = {"stage1": "llava", "stage2": "scanqa", "stage3": "arkit_actions"}  # to the task that it is measured on

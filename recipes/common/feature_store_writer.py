@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from data_scripts.files import flush
 
-from .store import DTYPES, check_key, read_store_json
-from .store_shards import (
+from .feature_store import DTYPES, check_key, read_store_json
+from .feature_store_shards import (
     StoreEntry,
     checksum_problem,
     hash_tensor,
