@@ -25,10 +25,10 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from .arkitscenes import SPLITS, WITHOUT_3DOD
 from .download import DiskFullError, Downloader, DownloadError, Item
 from .paths import path_fault
 from .plain import plain
+from .readers.arkitscenes import SPLITS, WITHOUT_3DOD
 
 
 BASE_URL = "https://docs-assets.developer.apple.com/ml-research/datasets/arkitscenes/v1"

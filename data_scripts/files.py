@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing files that are whole or absent, also after a power failure. Nothing here needs more than the standard library."""
+"""Files: written whole or not at all, also after a power failure; read with a bound, or refused by name. Nothing here needs more than the standard library."""
 
 import errno
 import hashlib
 import os
 import shutil
+import stat
 from pathlib import Path
+from typing import Any
+
+from .json_text import JSONError, parse_json
+from .limits import MAX_FILE_BYTES, MAX_JSON_BYTES
 
 
 def write_atomically(path: Path, content: str | bytes):
@@ -61,4 +66,64 @@ def describe_os_error(error: OSError, folder: Path) -> str:
     return f"{text}: the disk of {existing} has {free / 2**20:.1f} MiB free, or your quota is used up; make room"
 
 
-__all__ = ["describe_os_error", "flush", "flush_all", "hash_file", "is_disk_full", "write_atomically"]
+class UnreadableFileError(ValueError):
+    """A raw file that cannot be used; `file` is its path and `reason` says why in a few words."""
+
+    def __init__(self, file: str | Path, reason: str):
+        super().__init__(str(file), reason)  # both arguments, so that the error survives pickling between processes
+        self.file = str(file)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.reason}"
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; raises `UnreadableFileError` if it cannot be read or is not JSON."""
+    content = read_bytes(path, MAX_JSON_BYTES)
+    try:
+        return parse_json(content)
+    except JSONError as error:
+        raise UnreadableFileError(path, f"not a JSON file ({error})") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_bytes(path: Path, at_most: int = MAX_FILE_BYTES) -> bytes:
+    """The content of `path`.
+
+    Raises:
+        UnreadableFileError: it cannot be read, is no regular file (a pipe would be waited for without end) or holds more than
+            `at_most` bytes.
+    """
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadableFileError(path, "not a regular file")
+            if status.st_size > at_most:
+                raise UnreadableFileError(path, f"{status.st_size} bytes, more than {at_most >> 20} MiB")
+            return stream.read()
+    except UnreadableFileError:
+        raise
+    except ValueError as error:  # a NUL or half a surrogate pair in the path
+        raise UnreadableFileError(path, f"not a path ({error})") from None
+    except FileNotFoundError:
+        raise UnreadableFileError(path, "missing") from None
+    except OSError as error:
+        raise UnreadableFileError(path, f"cannot be read ({error.strerror})") from None
+
+
+__all__ = [
+    "UnreadableFileError",
+    "describe_os_error",
+    "flush",
+    "flush_all",
+    "hash_file",
+    "is_disk_full",
+    "read_bytes",
+    "read_json",
+    "write_atomically",
+]

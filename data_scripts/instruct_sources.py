@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from .builders.annotations import Annotations, InputError
-from .builders.base import Sources
 from .builders.instruct import is_table
+from .preparation.annotations import Annotations, InputError
+from .preparation.base import Sources
 from .yaml_files import read_yaml
 
 

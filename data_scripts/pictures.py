@@ -13,8 +13,8 @@ from pathlib import Path
 
 import PIL.Image
 
+from .files import UnreadableFileError
 from .limits import describe_size_fault
-from .views import UnreadableFileError, describe_decoding_error
 
 
 # Each scan of a progressive JPEG goes through all of its pixels, and may be a few bytes. Encoders make about ten.
@@ -136,9 +136,17 @@ def encode_png(image: PIL.Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def describe_decoding_error(error: Exception) -> str:
+    """One line that says what Pillow found wrong, without the address of the buffer it was reading from."""
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "unknown or damaged format"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 __all__ = [
     "FORMATS",
     "decode_picture",
+    "describe_decoding_error",
     "encode_png",
     "is_plain",
     "open_picture",

@@ -27,19 +27,20 @@ from datasets import disable_progress_bars
 from huggingface_hub import HfApi
 
 from .builders import BUILDERS
-from .builders.annotations import Annotations, InputError
-from .builders.base import ACTIONS, Options, PreparationBuilder, Sources
 from .builders.instruct import Instruct
-from .builders.repo import MANIFEST, Preparation, PreparationError, origin_of, prepare_repo, read_annotations
 from .card import THIS_REPO
 from .credentials import DiscreetParser, without_credentials
+from .files import UnreadableFileError
 from .hub import UploadError, check_names, check_repo, check_token, own_file, upload
 from .instruct_sources import check_sources, parse_sources
 from .licences import Origin
 from .machine_paths import without_folders
 from .plain import plain
-from .scannet import scan_roots
-from .views import VIEW_SELECTIONS, UnreadableFileError
+from .preparation.annotations import Annotations, InputError
+from .preparation.base import ACTIONS, Options, PreparationBuilder, Sources
+from .preparation.repo import MANIFEST, Preparation, PreparationError, origin_of, prepare_repo, read_annotations
+from .preparation.view_selection import VIEW_SELECTIONS
+from .readers.scannet import scan_roots
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from data_scripts.files import UnreadableFileError, read_bytes
 from data_scripts.pictures import decode_picture
-from data_scripts.views import UnreadableFileError, read_bytes
 from modeling_vggt_qwen3 import ACTION_SCHEMAS, VggtQwen3Processor
 from recipes.asking.scene_export import check_heads, check_outputs, photo_masks, save_scene, save_views
 from recipes.common.loading import load_model, loading

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from data_scripts.boxes import Box
-from data_scripts.frames import View
+from data_scripts.readers.boxes import Box
+from data_scripts.readers.frames import View
 from data_scripts.synthetic import Settings, build_scene
 from data_scripts.synthetic.layout import HEIGHT, Scene
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from toys import toy_config, toy_processor
 
-from data_scripts.boxes import Box
-from data_scripts.builders.action_text import MAX_IN_ROOM, action_json, fits, list_json, room_json
-from data_scripts.roomplan import read_captured_room
+from data_scripts.actions.text import MAX_IN_ROOM, action_json, fits, list_json, room_json
+from data_scripts.readers.boxes import Box
+from data_scripts.readers.roomplan import read_captured_room
 from modeling_vggt_qwen3 import ACTION_SCHEMAS, ActionBox, ActionError, DescribeRoom, ListObjects, PlaceAnchor
 from modeling_vggt_qwen3.action_boxes_vggt_qwen3 import boxes_from_roomplan, boxes_to_view, camera_of_view_0
 from modeling_vggt_qwen3.action_text_vggt_qwen3 import read_text, write_text

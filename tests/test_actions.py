@@ -9,15 +9,15 @@ import datasets
 import numpy as np
 import pytest
 
-from data_scripts.boxes import Box
-from data_scripts.builders.action_questions import questions as make_questions
-from data_scripts.builders.action_text import action_json
+from data_scripts.actions.questions import questions as make_questions
+from data_scripts.actions.referring import Sight, look, refer, spoken
+from data_scripts.actions.text import action_json
 from data_scripts.builders.arkit_actions import orient
-from data_scripts.builders.base import Options
-from data_scripts.builders.referring import Sight, look, refer, spoken
-from data_scripts.builders.scans import StoredView
+from data_scripts.preparation.base import Options
+from data_scripts.preparation.scans import StoredView
 from data_scripts.prepare import main
-from data_scripts.roomplan import Z_UP
+from data_scripts.readers.boxes import Box
+from data_scripts.readers.roomplan import Z_UP
 from data_scripts.synthetic import Settings, build_scene, generate
 from data_scripts.synthetic.render import look_at
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from room_truth import assert_boxes_hold_what_the_pictures_show, assert_true, room, same_points, true_corners
 
-from data_scripts.arkitscenes import Scan, find_scans, open_scan, read_annotation, read_sky_directions
+from data_scripts.files import UnreadableFileError
+from data_scripts.readers.arkitscenes import Scan, find_scans, open_scan, read_annotation, read_sky_directions
+from data_scripts.readers.trajectory import Trajectory, rotation_from_vector, rotation_vector
 from data_scripts.synthetic.arkitscenes_writer import LABELS, metadata_csv, video_id, write_arkitscenes
-from data_scripts.trajectory import Trajectory, rotation_from_vector, rotation_vector
-from data_scripts.views import UnreadableFileError
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from file_server import NOISE, SCAN, WHOLE, FileServer, contents, run, zipped
 
 from data_scripts import download, download_arkitscenes
-from data_scripts.arkitscenes import find_scans
+from data_scripts.readers.arkitscenes import find_scans
 
 
 @pytest.fixture

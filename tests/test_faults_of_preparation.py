@@ -18,9 +18,10 @@ from scannet_dump import write_scan, write_scanqa
 from waiting import when_read
 
 from data_scripts import download_arkitscenes, hub, prepare, rooms
-from data_scripts.builders import reading, repo
-from data_scripts.builders.base import PreparedScene
 from data_scripts.manifest import MANIFEST, check_repo_files
+from data_scripts.preparation import repo
+from data_scripts.preparation import scene_reading as reading
+from data_scripts.preparation.base import PreparedScene
 
 
 SCENES = {"train": ["scene0000_00", "scene0001_00"], "val": ["scene0011_00"]}

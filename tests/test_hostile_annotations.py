@@ -17,9 +17,9 @@ from hostile.annotations import PLANTED, VALUES, Case, Reader, cases, changed, p
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_scripts.builders.annotations import InputError
-from data_scripts.builders.base import EMPTY_QUESTION, PreparedScene
-from data_scripts.builders.reading import describe_failure, read_scenes, scene_digest, scene_file
+from data_scripts.preparation.annotations import InputError
+from data_scripts.preparation.base import EMPTY_QUESTION, PreparedScene
+from data_scripts.preparation.scene_reading import describe_failure, read_scenes, scene_digest, scene_file
 from data_scripts.prepare import main
 from data_scripts.schema import QA_FEATURES, SCENES_FEATURES
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from picture_kinds import kinds
 
-from data_scripts.builders.parquet_pictures import read_picture_of_row
+from data_scripts.files import UnreadableFileError
 from data_scripts.limits import MAX_PICTURE_PIXELS
 from data_scripts.pictures import decode_picture, picture_size, plain_picture
-from data_scripts.views import UnreadableFileError
+from data_scripts.preparation.parquet_pictures import read_picture_of_row
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")  # of damaged EXIF data, and of sizes that are then refused

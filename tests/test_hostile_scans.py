@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scannet_dump import camera_to_world, write_scan, write_scanqa
 
+from data_scripts.files import UnreadableFileError
 from data_scripts.prepare import main
 from data_scripts.synthetic.arkitscenes_writer import video_id
-from data_scripts.views import UnreadableFileError
 
 
 # Numbers that overflow warn before they do harm.

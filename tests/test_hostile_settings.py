@@ -10,8 +10,8 @@ import yaml
 from hostile import count
 from hostile.settings import settings, texts
 
-from data_scripts.builders.annotations import InputError
 from data_scripts.instruct_sources import parse_sources
+from data_scripts.preparation.annotations import InputError
 from data_scripts.yaml_files import read_yaml
 from recipes.runs.arguments import CONFIGS, make_parser, parse_arguments
 from recipes.runs.inputs import check_inputs

@@ -29,8 +29,8 @@ from stage1_releases import (
     write_table,
 )
 
-from data_scripts.builders.annotations import Annotations, SceneInput
-from data_scripts.builders.val_share import split_validation
+from data_scripts.preparation.annotations import Annotations, SceneInput
+from data_scripts.preparation.val_share import split_validation
 from data_scripts.prepare import main
 
 

@@ -19,20 +19,20 @@ from hypothesis import strategies as st
 from scannet_dump import write_scan, write_scanqa
 from stage1_releases import CHARTQA_FEATURES, DOCVQA_FEATURES, encoded
 
-from data_scripts.boxes import Box
-from data_scripts.builders.action_questions import questions
-from data_scripts.builders.annotations import Annotations, InputError, SceneInput
-from data_scripts.builders.base import Options, PreparedScene, Sources
+from data_scripts.actions.questions import questions
 from data_scripts.builders.instruct import Instruct
-from data_scripts.builders.left_out import BadRecordError, LeftOut
-from data_scripts.builders.reading import describe_failure, read_scenes
-from data_scripts.builders.scans import ScanNetBuilder, StoredView
-from data_scripts.builders.val_share import split_validation
 from data_scripts.download_arkitscenes import find_videos
 from data_scripts.instruct_sources import parse_sources
 from data_scripts.licences import Origin, card_metadata, describe_licences, find_origin
 from data_scripts.plain import plain
+from data_scripts.preparation.annotations import Annotations, InputError, SceneInput
+from data_scripts.preparation.base import Options, PreparedScene, Sources
+from data_scripts.preparation.left_out import BadRecordError, LeftOut
+from data_scripts.preparation.scans import ScanNetBuilder, StoredView
+from data_scripts.preparation.scene_reading import describe_failure, read_scenes
+from data_scripts.preparation.val_share import split_validation
 from data_scripts.prepare import main
+from data_scripts.readers.boxes import Box
 from data_scripts.schema import SchemaError
 
 

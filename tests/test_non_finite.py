@@ -19,8 +19,13 @@ from safetensors.torch import load_file
 from test_fault_tolerance import run_stage2
 from toys import toy_geometry, toy_model, toy_processor, toy_views, write_toy_checkpoint, write_toy_repo
 
-from data_scripts.frames import describe_distance_fault, describe_geometry_fault, describe_intrinsics_fault, is_rigid
 from data_scripts.limits import FARTHEST_CAMERA
+from data_scripts.readers.frames import (
+    describe_distance_fault,
+    describe_geometry_fault,
+    describe_intrinsics_fault,
+    is_rigid,
+)
 from modeling_vggt_qwen3 import processing_vggt_qwen3
 from modeling_vggt_qwen3.geometry_vggt_qwen3 import Cameras
 from modeling_vggt_qwen3.modeling_vggt_qwen3_anchor import anchor_losses

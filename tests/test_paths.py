@@ -9,16 +9,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scannet_dump import write_scan
 
-from data_scripts.arkitscenes import open_scan
-from data_scripts.builders.annotations import SceneInput
 from data_scripts.builders.arkit_actions import ArkitActions
-from data_scripts.builders.base import Options, Sources
 from data_scripts.builders.instruct import Instruct
-from data_scripts.builders.reading import read_scenes, scene_digest
 from data_scripts.builders.records import Records
 from data_scripts.builders.scanqa import ScanQA
-from data_scripts.builders.scans import scan_folders
 from data_scripts.paths import UnsafePathError, path_fault, resolve_inside
+from data_scripts.preparation.annotations import SceneInput
+from data_scripts.preparation.base import Options, Sources
+from data_scripts.preparation.scans import scan_folders
+from data_scripts.preparation.scene_reading import read_scenes, scene_digest
+from data_scripts.readers.arkitscenes import open_scan
 
 
 OUTSIDE = (

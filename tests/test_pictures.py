@@ -16,14 +16,14 @@ from PIL import Image
 from scannet_dump import write_scan
 from toys import toy_config, toy_geometry, toy_processor
 
-from data_scripts.builders.base import Options
-from data_scripts.builders.scans import read_scan
+from data_scripts.files import UnreadableFileError
 from data_scripts.pictures import decode_picture, open_picture, plain_picture, to_rgb
+from data_scripts.preparation.base import Options
+from data_scripts.preparation.scans import read_scan
 from data_scripts.prepare import main as prepare
-from data_scripts.scannet import open_scan
+from data_scripts.readers.scannet import open_scan
 from data_scripts.schema import EMPTY_QUESTION, QA_FEATURES, SCENES_FEATURES
 from data_scripts.view import main as view
-from data_scripts.views import UnreadableFileError
 from modeling_vggt_qwen3 import VggtQwen3ImageProcessorPil
 from recipes.ask import read_photo
 from recipes.common.scenes import SceneDataset, decode_for

@@ -6,8 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from data_scripts.ply import read_vertices, write_mesh
-from data_scripts.views import UnreadableFileError
+from data_scripts.files import UnreadableFileError
+from data_scripts.readers.ply import read_vertices, write_mesh
 
 
 POINTS = np.array([[0.5, -1.25, 2.0], [3.0, 0.0, -0.75], [1e-3, 7.0, 4.0], [0.0, 0.0, 0.0]])

@@ -17,8 +17,8 @@ from filelock import FileLock
 from scannet_dump import AXIS_ALIGNMENT, camera_to_world, write_scan, write_scanqa, write_sqa3d
 from waiting import when_read
 
-from data_scripts.builders.base import PreparedScene
-from data_scripts.builders.scans import ScanNetBuilder
+from data_scripts.preparation.base import PreparedScene
+from data_scripts.preparation.scans import ScanNetBuilder
 from data_scripts.prepare import main
 from data_scripts.schema import QA_FEATURES, SCENES_FEATURES
 

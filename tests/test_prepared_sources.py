@@ -12,8 +12,8 @@ import PIL.Image
 import pytest
 from scannet_dump import write_scan, write_scanqa
 
-from data_scripts.builders.base import Sources
 from data_scripts.builders.scanqa import ScanQA
+from data_scripts.preparation.base import Sources
 from data_scripts.prepare import main
 from data_scripts.view import _box_from_above
 from data_scripts.view import main as view_main

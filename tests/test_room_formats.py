@@ -10,9 +10,9 @@ import PIL.Image
 import pytest
 
 from data_scripts import rooms
-from data_scripts.arkitscenes import find_scans, open_scan, read_sky_directions
-from data_scripts.roomplan import read_captured_room
-from data_scripts.scannet import open_scan as open_scannet
+from data_scripts.readers.arkitscenes import find_scans, open_scan, read_sky_directions
+from data_scripts.readers.roomplan import read_captured_room
+from data_scripts.readers.scannet import open_scan as open_scannet
 from data_scripts.synthetic import FORMATS, Settings, build_scene, generate, scene_name, split_of_scenes
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from room_truth import room, same_points, true_corners, wall_corners
 
-from data_scripts.roomplan import Z_UP, read_captured_room
+from data_scripts.files import UnreadableFileError
+from data_scripts.readers.roomplan import Z_UP, read_captured_room
 from data_scripts.synthetic.roomplan_writer import CATEGORIES, captured_room
-from data_scripts.views import UnreadableFileError
 
 
 SHARED = Path(os.environ.get("VGGT_QWEN3_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from data_scripts import rooms
-from data_scripts.scannet import Scan
+from data_scripts.readers.scannet import Scan
 from data_scripts.synthetic import (
     CATEGORIES,
     COLORS,

@@ -11,10 +11,11 @@ import PIL.Image
 import pytest
 from scannet_dump import AXIS_ALIGNMENT, DEPTH_INTRINSICS, INTRINSICS, SIZE, camera_to_world, write_scan
 
-from data_scripts.frames import depth_histogram
+from data_scripts.files import UnreadableFileError
 from data_scripts.pictures import plain_picture
-from data_scripts.scannet import Scan, open_scan
-from data_scripts.views import UnreadableFileError, spread
+from data_scripts.preparation.view_selection import spread
+from data_scripts.readers.frames import depth_histogram
+from data_scripts.readers.scannet import Scan, open_scan
 
 
 def read_all(folder):

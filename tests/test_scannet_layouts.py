@@ -13,8 +13,9 @@ import pytest
 from docs_commands import commands
 from room_truth import assert_true, room
 
+from data_scripts.files import UnreadableFileError
 from data_scripts.prepare import main
-from data_scripts.scannet import open_scan, scan_roots
+from data_scripts.readers.scannet import open_scan, scan_roots
 from data_scripts.synthetic import (
     Settings,
     build_scene,
@@ -25,7 +26,6 @@ from data_scripts.synthetic import (
     split_of_scenes,
 )
 from data_scripts.synthetic.writers import write_json
-from data_scripts.views import UnreadableFileError
 
 
 LAYOUTS = {

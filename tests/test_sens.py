@@ -13,11 +13,11 @@ import PIL.Image
 import pytest
 from room_truth import assert_true, room
 
-from data_scripts.scannet import Scan, mesh_center, open_scan
-from data_scripts.sens import SensStream
+from data_scripts.files import UnreadableFileError
+from data_scripts.readers.scannet import Scan, mesh_center, open_scan
+from data_scripts.readers.sens import SensStream
 from data_scripts.synthetic.layout import HEIGHT
 from data_scripts.synthetic.sens_writer import SENSOR_NAME, write_sens
-from data_scripts.views import UnreadableFileError
 
 
 HEADER_BYTES = 4 + 8 + len(SENSOR_NAME) + 4 * 64  # up to the compressions

@@ -8,12 +8,9 @@ import PIL.Image
 import PIL.ImageFilter
 import pytest
 
-from data_scripts.frames import Frame
-from data_scripts.synthetic import layout, render
-from data_scripts.synthetic.layout import sample_labels, sample_scene
-from data_scripts.views import (
+from data_scripts.files import UnreadableFileError
+from data_scripts.preparation.view_selection import (
     BLURRED,
-    UnreadableFileError,
     blur,
     central,
     select_coverage,
@@ -21,6 +18,9 @@ from data_scripts.views import (
     spread,
     visible_voxels,
 )
+from data_scripts.readers.frames import Frame
+from data_scripts.synthetic import layout, render
+from data_scripts.synthetic.layout import sample_labels, sample_scene
 
 
 SIDE = 84

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..arkitscenes import WITHOUT_3DOD, find_scans, open_scan
-from ..boxes import Box
+from ..actions.questions import questions
+from ..files import UnreadableFileError
 from ..paths import resolve_inside
 from ..plain import plain
-from ..roomplan import read_captured_room
-from ..views import UnreadableFileError
-from .action_questions import questions
-from .annotations import Annotations, InputError, SceneInput, compare_with_official
-from .base import Options, PreparationBuilder, PreparedScene, Remark, Sources
-from .scans import prepared_scene, read_scan
+from ..preparation.annotations import Annotations, InputError, SceneInput, compare_with_official
+from ..preparation.base import Options, PreparationBuilder, PreparedScene, Remark, Sources
+from ..preparation.scans import prepared_scene, read_scan
+from ..readers.arkitscenes import WITHOUT_3DOD, find_scans, open_scan
+from ..readers.boxes import Box
+from ..readers.roomplan import read_captured_room
 
 
 SPLITS = {"Training": "train", "Validation": "val"}

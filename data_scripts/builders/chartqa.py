@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..paths import resolve_inside
-from .annotations import qa_row
-from .left_out import BadRecordError, LeftOut, check_record
-from .parquet_pictures import HubTable, read_rows
-from .picture_questions import PictureQuestion
-from .pictures import check_picture
+from ..preparation.annotations import qa_row
+from ..preparation.left_out import BadRecordError, LeftOut, check_record
+from ..preparation.parquet_pictures import HubTable, read_rows
+from ..preparation.picture_questions import PictureQuestion
+from ..preparation.stored_pictures import check_picture
 
 
 KEYS = {"imgname": str, "query": str, "label": (str, int, float)}

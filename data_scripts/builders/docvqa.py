@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ..paths import resolve_inside
-from .annotations import qa_row
-from .left_out import LeftOut, check_new, check_record, check_texts
-from .parquet_pictures import HubTable, read_rows
-from .picture_questions import PictureQuestion
-from .pictures import check_picture
+from ..preparation.annotations import qa_row
+from ..preparation.left_out import LeftOut, check_new, check_record, check_texts
+from ..preparation.parquet_pictures import HubTable, read_rows
+from ..preparation.picture_questions import PictureQuestion
+from ..preparation.stored_pictures import check_picture
 
 
 KEYS = {"questionId": (str, int), "question": str, "image": str}

@@ -6,17 +6,17 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..files import UnreadableFileError
 from ..paths import resolve_inside
-from ..views import UnreadableFileError
-from .annotations import Annotations, InputError, SceneInput, list_of_rows, load_json, split_of_name
-from .base import Options, PreparationBuilder, PreparedScene, Sources
+from ..preparation.annotations import Annotations, InputError, SceneInput, list_of_rows, load_json, split_of_name
+from ..preparation.base import Options, PreparationBuilder, PreparedScene, Sources
+from ..preparation.left_out import LeftOut
+from ..preparation.parquet_pictures import find_table, read_picture_of_row
+from ..preparation.picture_questions import PictureQuestion
+from ..preparation.stored_pictures import read_stored, stored
 from .chartqa import CHARTQA_TABLE, read_chartqa, read_chartqa_table
 from .docvqa import DOCVQA_TABLE, read_docvqa, read_docvqa_table
-from .left_out import LeftOut
 from .llava import read_llava
-from .parquet_pictures import find_table, read_picture_of_row
-from .picture_questions import PictureQuestion
-from .pictures import read_stored, stored
 
 
 class Instruct(PreparationBuilder):

@@ -11,10 +11,10 @@ same JSON files.
 from collections import Counter
 from collections.abc import Iterator
 
-from .annotations import qa_row
-from .left_out import BadRecordError, LeftOut, check_record
-from .picture_questions import PictureQuestion
-from .pictures import check_picture
+from ..preparation.annotations import qa_row
+from ..preparation.left_out import BadRecordError, LeftOut, check_record
+from ..preparation.picture_questions import PictureQuestion
+from ..preparation.stored_pictures import check_picture
 
 
 IMAGE_MARKER = "<image>"

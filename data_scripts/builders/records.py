@@ -23,7 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from ..frames import (
+from ..files import UnreadableFileError
+from ..json_text import JSONError, check_encoding, parse_json
+from ..paths import resolve_inside
+from ..preparation.annotations import Annotations, InputError, SceneInput, describe, load_json, qa_row, split_of_name
+from ..preparation.base import Options, PreparationBuilder, PreparedScene, Sources
+from ..preparation.left_out import BadRecordError, LeftOut
+from ..preparation.stored_pictures import check_picture, read_stored
+from ..readers.frames import (
     DEPTH_BINS,
     describe_distance_fault,
     describe_geometry_fault,
@@ -31,13 +38,6 @@ from ..frames import (
     is_rigid,
     scale_intrinsics,
 )
-from ..json_text import JSONError, check_encoding, parse_json
-from ..paths import resolve_inside
-from ..views import UnreadableFileError
-from .annotations import Annotations, InputError, SceneInput, describe, load_json, qa_row, split_of_name
-from .base import Options, PreparationBuilder, PreparedScene, Sources
-from .left_out import BadRecordError, LeftOut
-from .pictures import check_picture, read_stored
 
 
 GEOMETRY_SHAPES = {"R": (3, 3), "t": (3,), "K": (3, 3), "depth_hist": (DEPTH_BINS,)}

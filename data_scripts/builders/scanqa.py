@@ -4,7 +4,7 @@
 import re
 from pathlib import Path
 
-from .annotations import (
+from ..preparation.annotations import (
     Annotations,
     InputError,
     compare_with_official,
@@ -14,9 +14,9 @@ from .annotations import (
     one_file_per_split,
     qa_row,
 )
-from .base import Sources
-from .left_out import BadRecordError, LeftOut, check_items, check_new, check_record
-from .scans import ScanNetBuilder, check_scene_id
+from ..preparation.base import Sources
+from ..preparation.left_out import BadRecordError, LeftOut, check_items, check_new, check_record
+from ..preparation.scans import ScanNetBuilder, check_scene_id
 
 
 FILE_NAME = re.compile(r"ScanQA_v1\.0_(train|val|test_w_obj|test_wo_obj)\.json")

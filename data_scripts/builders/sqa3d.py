@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..scannet import mesh_center
-from ..schema import check_question
-from ..views import UnreadableFileError
-from .annotations import (
+from ..files import UnreadableFileError
+from ..preparation.annotations import (
     Annotations,
     InputError,
     SceneInput,
@@ -21,9 +19,11 @@ from .annotations import (
     one_file_per_split,
     qa_row,
 )
-from .base import Options, PreparedScene, Remark, Sources
-from .left_out import BadRecordError, LeftOut, check_items, check_new, check_record
-from .scans import ScanNetBuilder, check_scene_id
+from ..preparation.base import Options, PreparedScene, Remark, Sources
+from ..preparation.left_out import BadRecordError, LeftOut, check_items, check_new, check_record
+from ..preparation.scans import ScanNetBuilder, check_scene_id
+from ..readers.scannet import mesh_center
+from ..schema import check_question
 
 
 FILE_NAME = re.compile(r"v1_balanced_(questions|sqa_annotations)_(train|val|test)_scannetv2\.json")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a room as an ARKitScenes scan; see `data_scripts.arkitscenes` for the format.
+"""Writes a room as an ARKitScenes scan; see `data_scripts.readers.arkitscenes` for the format.
 
 The scan's world is the room's raw frame: z up, turned and shifted against the walls.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ..trajectory import rotation_from_vector, rotation_vector
+from ..readers.trajectory import rotation_from_vector, rotation_vector
 from .layout import Piece, Scene
 from .scannet_writer import write_mesh
 

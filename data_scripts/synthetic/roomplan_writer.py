@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A room as a RoomPlan export; see `data_scripts.roomplan` for the format.
+"""A room as a RoomPlan export; see `data_scripts.readers.roomplan` for the format.
 
 The export is in the world of the room's ARKitScenes scan, with y up instead of z. As in real exports the normal of a wall points
 into the room, and the depth of an object from its back to its front. The rooms have no doors and no windows, so neither has
@@ -10,7 +10,7 @@ import uuid
 
 import numpy as np
 
-from ..roomplan import Z_UP, CapturedRoom, RoomElement
+from ..readers.roomplan import Z_UP, CapturedRoom, RoomElement
 from .layout import HEIGHT, Scene
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a room as a ScanNet frame dump, in each layout that is about; see `data_scripts.scannet` for the format."""
+"""Writes a room as a ScanNet frame dump, in each layout that is about; see `data_scripts.readers.scannet` for the format."""
 
 import io
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from .. import ply
+from ..readers import ply
 from . import furniture
 from .layout import Scene, scene_faces
 

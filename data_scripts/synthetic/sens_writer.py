@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a room as a `.sens` stream; see `data_scripts.sens` for the format."""
+"""Writes a room as a `.sens` stream; see `data_scripts.readers.sens` for the format."""
 
 import struct
 import zlib

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from data_scripts.files import UnreadableFileError
 from data_scripts.pictures import open_picture, picture_size, to_rgb, upright_size
 from data_scripts.schema import missing_columns
-from data_scripts.views import UnreadableFileError
 from modeling_vggt_qwen3 import VggtQwen3ImageProcessorPil
 from modeling_vggt_qwen3.processing_vggt_qwen3 import (
     FARTHEST,

@@ -19,11 +19,11 @@ import torch
 from huggingface_hub import DatasetCard, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
-from data_scripts.builders.repo import MANIFEST
 from data_scripts.card import PREPARED
 from data_scripts.credentials import without_credentials
 from data_scripts.files import write_atomically
 from data_scripts.licences import read_licences
+from data_scripts.preparation.repo import MANIFEST
 
 from .run_config import RUN_CONFIG, read_run_config
 

@@ -11,11 +11,11 @@ import numpy as np
 import PIL.Image
 from scannet_dump import write_scan, write_scanqa, write_sqa3d
 
-from data_scripts.builders.base import Options, PreparationBuilder, Sources
 from data_scripts.builders.instruct import Instruct
 from data_scripts.builders.records import Records
 from data_scripts.builders.scanqa import ScanQA
 from data_scripts.builders.sqa3d import SQA3D
+from data_scripts.preparation.base import Options, PreparationBuilder, Sources
 
 
 SCENE, PICTURE = "scene0000_00", "a.jpg"

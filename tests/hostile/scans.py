@@ -21,14 +21,14 @@ import numpy as np
 import PIL.Image
 from room_truth import room
 
-from data_scripts import arkitscenes, scannet
-from data_scripts.frames import describe_geometry_fault
-from data_scripts.roomplan import read_captured_room
+from data_scripts.preparation.view_selection import picture_fault, select_views, visible_voxels
+from data_scripts.readers import arkitscenes, scannet
+from data_scripts.readers.frames import describe_geometry_fault
+from data_scripts.readers.roomplan import read_captured_room
 from data_scripts.synthetic.arkitscenes_writer import metadata_csv, video_id, write_arkitscenes
 from data_scripts.synthetic.roomplan_writer import captured_room
 from data_scripts.synthetic.scannet_writer import write_scan
 from data_scripts.synthetic.sens_writer import SENSOR_NAME, write_sens
-from data_scripts.views import picture_fault, select_views, visible_voxels
 
 
 # In place of a number in a text file.

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..boxes import Box
-from .action_text import MAX_IN_ROOM, MAX_LISTED, action_json, fits, list_json, room_json
-from .annotations import qa_row
-from .base import Options, Remark
+from ..preparation.annotations import qa_row
+from ..preparation.base import Options, Remark
+from ..preparation.scans import StoredView
+from ..readers.boxes import Box
 from .referring import INSTRUCTIONS, SEEN_SHARE, look, refer, spoken
-from .scans import StoredView
+from .text import MAX_IN_ROOM, MAX_LISTED, action_json, fits, list_json, room_json
 
 
 TARGETS = ("object", "wall", "door", "window")

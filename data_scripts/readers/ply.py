@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .views import UnreadableFileError, read_bytes
+from ..files import UnreadableFileError, read_bytes
 
 
 HEADER_BYTES = 1 << 16  # a longer one is none

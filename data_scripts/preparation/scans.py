@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ..frames import (
+from ..files import UnreadableFileError
+from ..paths import path_fault, resolve_inside
+from ..pictures import encode_png, is_plain, open_picture, orientation_of
+from ..readers.frames import (
     Frame,
     SceneReader,
     View,
@@ -18,13 +21,11 @@ from ..frames import (
     describe_geometry_fault,
     scale_intrinsics,
 )
-from ..paths import path_fault, resolve_inside
-from ..pictures import encode_png, is_plain, open_picture, orientation_of
-from ..scannet import Scan, has_recording, open_scan
-from ..views import UnreadableFileError, select_views
+from ..readers.scannet import Scan, has_recording, open_scan
 from .annotations import InputError, SceneInput
 from .base import Options, PreparationBuilder, PreparedScene, Remark, Sources
 from .left_out import BadRecordError
+from .view_selection import select_views
 
 
 JPEG_QUALITY = 92
@@ -130,7 +131,7 @@ def encode(image: PIL.Image.Image) -> bytes:
 
 
 class ScanNetBuilder(PreparationBuilder):
-    """Base of the builders whose scenes are ScanNet scans; see `data_scripts.scannet`.
+    """Base of the builders whose scenes are ScanNet scans; see `data_scripts.readers.scannet`.
 
     `R`, `t` are world-to-camera in OpenCV axes; the world is the scan's axis-aligned one (metres, z up).
     """

@@ -3,9 +3,9 @@
 
 from pathlib import Path
 
+from ..files import read_bytes
 from ..paths import path_fault
 from ..pictures import decode_picture, open_picture, plain_picture
-from ..views import read_bytes
 from .left_out import BadRecordError
 from .scans import encode, shrink
 

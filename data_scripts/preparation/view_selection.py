@@ -7,21 +7,14 @@ whatever a model predicts, so it should share as much as possible with the other
 """
 
 import hashlib
-import os
-import stat
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 
-from .json_text import JSONError, parse_json
-from .limits import MAX_FILE_BYTES, MAX_JSON_BYTES
+from ..files import UnreadableFileError
+from ..readers.frames import Frame, SceneReader
 
-
-if TYPE_CHECKING:  # the readers need this module
-    from .frames import Frame, SceneReader
 
 VIEW_SELECTIONS = ("uniform", "random", "coverage")
 
@@ -33,71 +26,14 @@ BLURRED = 0.65  # of the measure of `blur`; sharp pictures, with or without text
 LOOK_PIXELS = 256  # shorter side of the picture that is looked at for that
 
 
-class UnreadableFileError(ValueError):
-    """A raw file that cannot be used; `file` is its path and `reason` says why in a few words."""
-
-    def __init__(self, file: str | Path, reason: str):
-        super().__init__(str(file), reason)  # both arguments, so that the error survives pickling between processes
-        self.file = str(file)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.reason}"
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; raises `UnreadableFileError` if it cannot be read or is not JSON."""
-    content = read_bytes(path, MAX_JSON_BYTES)
-    try:
-        return parse_json(content)
-    except JSONError as error:
-        raise UnreadableFileError(path, f"not a JSON file ({error})") from None
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def read_bytes(path: Path, at_most: int = MAX_FILE_BYTES) -> bytes:
-    """The content of `path`.
-
-    Raises:
-        UnreadableFileError: it cannot be read, is no regular file (a pipe would be waited for without end) or holds more than
-            `at_most` bytes.
-    """
-    try:
-        with open(path, "rb", opener=_open_without_waiting) as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise UnreadableFileError(path, "not a regular file")
-            if status.st_size > at_most:
-                raise UnreadableFileError(path, f"{status.st_size} bytes, more than {at_most >> 20} MiB")
-            return stream.read()
-    except UnreadableFileError:
-        raise
-    except ValueError as error:  # a NUL or half a surrogate pair in the path
-        raise UnreadableFileError(path, f"not a path ({error})") from None
-    except FileNotFoundError:
-        raise UnreadableFileError(path, "missing") from None
-    except OSError as error:
-        raise UnreadableFileError(path, f"cannot be read ({error.strerror})") from None
-
-
-def describe_decoding_error(error: Exception) -> str:
-    """One line that says what Pillow found wrong, without the address of the buffer it was reading from."""
-    if isinstance(error, PIL.UnidentifiedImageError):
-        return "unknown or damaged format"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def select_views(
-    scan: "SceneReader",
-    frames: "list[Frame]",
+    scan: SceneReader,
+    frames: list[Frame],
     num_views: int,
     selection: str,
     max_frames: int,
     seed: int = 0,
-) -> "tuple[list[Frame], list[str]]":
+) -> tuple[list[Frame], list[str]]:
     """Chooses the views of a scan.
 
     Args:
@@ -176,7 +112,7 @@ def central(poses: list[np.ndarray]) -> int:
     return int(total.argmin())
 
 
-def visible_voxels(scan: "SceneReader", frame: "Frame") -> np.ndarray:
+def visible_voxels(scan: SceneReader, frame: Frame) -> np.ndarray:
     """The voxels in which a frame's depth map measured something.
 
     Args:
@@ -257,7 +193,7 @@ def select_coverage(seen: list[np.ndarray | None], num_views: int, usable: Calla
     return chosen
 
 
-def picture_fault(scan: "SceneReader", frame: "Frame") -> str | None:
+def picture_fault(scan: SceneReader, frame: Frame) -> str | None:
     """What makes a frame's picture no view: "black", "blurred" or how it is broken; None if nothing does."""
     try:
         picture = scan.load_image(frame, at_least=LOOK_PIXELS)
@@ -294,13 +230,9 @@ def blur(grey: np.ndarray) -> float:
 
 __all__ = [
     "VIEW_SELECTIONS",
-    "UnreadableFileError",
     "blur",
     "central",
-    "describe_decoding_error",
     "picture_fault",
-    "read_bytes",
-    "read_json",
     "select_coverage",
     "select_views",
     "spread",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import UnreadableFileError, read_bytes
+from ..limits import MAX_TRAJECTORY_BYTES
 from .frames import is_storable
-from .limits import MAX_TRAJECTORY_BYTES
-from .views import UnreadableFileError, read_bytes
 
 
 POSE_TOLERANCE = 0.005  # seconds between a picture and the nearest line of the trajectory

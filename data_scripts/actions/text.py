@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..boxes import Box
+from ..readers.boxes import Box
 
 
 # What an action holds at most; the grammar of the modeling package has the same numbers.

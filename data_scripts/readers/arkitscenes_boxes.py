@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import UnreadableFileError, read_json
+from ..limits import MAX_BOXES
 from .boxes import Box, describe_fault, list_of_numbers, name_of
-from .limits import MAX_BOXES
-from .views import UnreadableFileError, read_json
 
 
 ARKITSCENES_LABELS = (

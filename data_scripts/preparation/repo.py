@@ -27,7 +27,7 @@ from ..licences import Origin, find_origin
 from ..manifest import MANIFEST, DamagedRepoError, check_repo_files
 from .annotations import Annotations, InputError, SceneInput, check_question_ids
 from .base import Options, PreparationBuilder, Sources
-from .reading import Reading, describe_failure, read_scenes, scene_digest, scene_file
+from .scene_reading import Reading, describe_failure, read_scenes, scene_digest, scene_file
 from .val_share import split_validation
 
 

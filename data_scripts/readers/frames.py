@@ -2,7 +2,7 @@
 """What every reader of scans gives: frames that are known without decoding a picture, and views, which are loaded frames.
 
 A reader is a class with `scene_id`, `folder`, `frames(geometry)`, `load(frame)`, `load_image(frame, at_least)`,
-`load_depth(frame)` and `files()`; see `data_scripts.scannet.Scan` and `data_scripts.arkitscenes.Scan`.
+`load_depth(frame)` and `files()`; see `data_scripts.readers.scannet.Scan` and `data_scripts.readers.arkitscenes.Scan`.
 
 Conventions: poses are world-to-camera, metres, in OpenCV axes (x right, y down, z forward); the world is the dataset's aligned
 one, z up. The centre of pixel (column i, row j) has the image coordinates (i, j).
@@ -17,9 +17,9 @@ from typing import Protocol
 import numpy as np
 import PIL.Image
 
-from .limits import FARTHEST_CAMERA, LARGEST_NUMBER, SMALLEST_FOCAL_LENGTH, describe_size_fault
-from .pictures import decode_picture
-from .views import UnreadableFileError, describe_decoding_error, read_bytes
+from ..files import UnreadableFileError, read_bytes
+from ..limits import FARTHEST_CAMERA, LARGEST_NUMBER, SMALLEST_FOCAL_LENGTH, describe_size_fault
+from ..pictures import decode_picture, describe_decoding_error
 
 
 DEPTH_BINS = 16

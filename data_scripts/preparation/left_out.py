@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import UnreadableFileError
 from ..json_text import JSONError
 from ..paths import UnsafePathError
 from ..plain import plain
 from ..schema import SchemaError
-from ..views import UnreadableFileError
 from .annotations import InputError, describe
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..boxes import Box
-from .scans import StoredView
+from ..preparation.scans import StoredView
+from ..readers.boxes import Box
 
 
 SIZE_MARGIN = 1.15  # the largest is larger than the next by this factor

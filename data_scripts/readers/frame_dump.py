@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from ..files import UnreadableFileError, read_bytes
+from ..limits import MAX_CAMERA_BYTES
+from ..pictures import picture_size
 from .frames import check_intrinsics, decode_picture, read_depth
-from .limits import MAX_CAMERA_BYTES
-from .pictures import picture_size
-from .views import UnreadableFileError, read_bytes
 
 
 @dataclass(frozen=True)

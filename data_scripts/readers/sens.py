@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from ..files import UnreadableFileError
+from ..limits import LARGEST_NUMBER, MAX_FRAMES, describe_size_fault
+from ..pictures import open_picture
 from .frames import check_intrinsics, decode_picture
-from .limits import LARGEST_NUMBER, MAX_FRAMES, describe_size_fault
-from .pictures import open_picture
-from .views import UnreadableFileError
 
 
 VERSION = 4

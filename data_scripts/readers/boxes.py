@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import UnreadableFileError
+from ..limits import LARGEST_NUMBER, LONGEST_NAME
 from .frames import is_storable
-from .limits import LARGEST_NUMBER, LONGEST_NAME
-from .views import UnreadableFileError
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 """What all dataset builders share: what a builder has to provide, and the writing of both configurations.
 
 Every builder has two configurations. `scenes` holds each scene's views once; `qa` holds the questions and names
-scenes by `scene_id`. `data_scripts.builders.repo` reads the scenes, in several processes, runs both configurations over
+scenes by `scene_id`. `data_scripts.preparation.repo` reads the scenes, in several processes, runs both configurations over
 what came out and makes a repo of them.
 """
 
@@ -26,7 +26,7 @@ from .left_out import check_new
 class Sources:
     """Where the raw files are; the command-line options of the same names. None or empty: not given.
 
-    Several folders of scans: see `data_scripts.scannet.scan_roots`.
+    Several folders of scans: see `data_scripts.readers.scannet.scan_roots`.
     """
 
     annotations: tuple[Path, ...] = ()
@@ -54,7 +54,7 @@ class Options:
 
     Attributes:
         num_views: at most so many views per scene.
-        view_selection: one of `data_scripts.views.VIEW_SELECTIONS`.
+        view_selection: one of `data_scripts.preparation.view_selection.VIEW_SELECTIONS`.
         max_frames: of a scan, at most so many frames, evenly spaced, are considered.
         seed: of the selection `random`, and of the phrasing of instructions.
         geometry: "required" (a scene without poses, intrinsics and depth is left out), "optional" (it is prepared without

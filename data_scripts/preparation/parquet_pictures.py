@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from ..views import UnreadableFileError
+from ..files import UnreadableFileError
 from .annotations import InputError
 
 

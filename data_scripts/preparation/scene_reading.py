@@ -18,11 +18,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..files import write_atomically
+from ..files import UnreadableFileError, write_atomically
 from ..paths import UnsafePathError
 from ..plain import plain
 from ..schema import SCHEMA_VERSION
-from ..views import UnreadableFileError
 from ..workers import start_worker
 from .annotations import InputError, SceneInput
 from .base import DamagedSceneError, Options, PreparationBuilder, PreparedScene, Remark, Sources
