@@ -124,7 +124,7 @@ def test_no_more_lists_than_are_affordable(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_recipes_eval_of_some_kinds_of_action(kind, with_boxes, tmp_path, monkeypatch, capsys):
     """Catches scores, baselines, tables, a page, a plan or rows of a card that need a kind of action that is not asked for."""
-    monkeypatch.setattr(evaluation, "load_model", lambda *_: test_room_actions.Model())
+    monkeypatch.setattr(recipes_eval, "load_model", lambda *_: test_room_actions.Model())
     monkeypatch.setattr(evaluation, "VggtQwen3Config", test_room_actions.Config)
     monkeypatch.setattr(recipes_eval, "VggtQwen3Processor", test_room_actions.Processor)
     said = [

@@ -98,3 +98,16 @@ def test_old_places_of_readers_warn(name):
     with pytest.warns(FutureWarning, match=f"data_scripts.readers.{module}"):
         old = importlib.import_module(f"data_scripts.{module}")
     assert getattr(old, function) is getattr(importlib.import_module(f"data_scripts.readers.{module}"), function)
+
+
+def test_no_two_modules_of_a_folder_import_each_other():
+    """Catches the circle of two files, neither of which can be read, tested or moved alone."""
+    known = modules()
+    found = {name: imports_of(name, path, known) for name, path in known.items()}
+    mutual = sorted(
+        f"{one} and {two}"
+        for one, others in found.items()
+        for two in others
+        if one < two and one in found[two] and "__init__.py" not in (known[one].name, known[two].name)
+    )
+    assert not mutual, mutual

@@ -21,7 +21,9 @@ from recipes import eval as recipes_eval
 from recipes.common.scenes import SceneDataset
 from recipes.common.tables import csv_text
 from recipes.evaluation import actions
+from recipes.evaluation import questions as question_task
 from recipes.evaluation.reading import read_json
+from recipes.metrics.room_actions.scoring import compare
 
 
 class Refused(Exception):
@@ -93,11 +95,11 @@ def test_hostile_blind_runs(task, tmp_path):
     action = list_of({"center": [0, 0, 1], "extent": [1, 1, 1], "normal": [0, 0, -1]})
     row = {"question_id": "val-0", "prediction": "red"} | ({"action": action} if task == "arkit_actions" else {})
     source = SimpleNamespace(qa={"question_id": ["val-0"]}, path="repo", split="val")
-    read = actions.read_blind_run if task == "arkit_actions" else recipes_eval.read_blind_run
+    read = actions.read_blind_run if task == "arkit_actions" else question_task.read_blind_run
 
     def attempt(folder):
         for known in read(folder, source).values():
-            assert isinstance(known, str) if task == "scanqa" else known is None or actions.compare(known, action)
+            assert isinstance(known, str) if task == "scanqa" else known is None or compare(known, action)
 
     cases = predictions.blind_runs(tmp_path, row, {"blind": True, "task": task})
     counts = count(f"blind runs of {task}", cases, attempt, (ValueError,), lambda what, folder: str(folder))
@@ -146,7 +148,7 @@ def test_the_report_keeps_no_decoded_views(tmp_path, monkeypatch):
         return images, geometry
 
     monkeypatch.setattr(SceneDataset, "views", views)
-    monkeypatch.setattr(recipes_eval, "generate_answers", lambda *args, **_: [(row, "red") for row in args[3]])
+    monkeypatch.setattr(question_task, "generate_answers", lambda *args, **_: [(row, "red") for row in args[3]])
     words = ["--model", model, "--dataset", repo, "--split", "val", "--output", tmp_path / "out", "--em-only"]
     run(recipes_eval, monkeypatch, *map(str, [*words, "--report", tmp_path / "page.html"]))
     assert len(most) == 6 and max(most) <= 2 * 3

@@ -293,7 +293,7 @@ def repo(tmp_path, monkeypatch):
     """Beds at 1 m in training, at 3 m in val; the "model" says each time what its text and its head are given to say."""
     train = [anchor("bed", center=(0, 0, 1)), list_of(box((0, 0, 1)))]
     val = [anchor("bed", center=(0, 0, 3)), anchor("bed", center=(0, 0, 3)), list_of(box((0, 0, 1)), box((2, 0, 1)))]
-    monkeypatch.setattr(evaluation, "load_model", lambda *_: Model())
+    monkeypatch.setattr(recipes_eval, "load_model", lambda *_: Model())
     monkeypatch.setattr(evaluation, "VggtQwen3Config", Config)
     monkeypatch.setattr(recipes_eval, "VggtQwen3Processor", Processor)
     said = [
@@ -365,7 +365,7 @@ def test_evaluation_of_actions(repo, tmp_path, monkeypatch, capsys):
 )
 def test_what_does_not_fit_is_said_first(repo, tmp_path, monkeypatch, options, message):
     """Catches an option without effect, and a mistake that shows after an hour of decoding."""
-    monkeypatch.setattr(evaluation, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(recipes_eval, "load_model", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit, match=message):
         run_eval(monkeypatch, repo, tmp_path / "out", "--split", "val", *options)
 

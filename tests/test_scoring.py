@@ -15,6 +15,7 @@ from toys import write_toy_checkpoint, write_toy_repo
 
 from recipes import eval as recipes_eval
 from recipes import score as recipes_score
+from recipes.evaluation import questions
 from recipes.evaluation.reading import align, read_predictions, read_references
 from recipes.metrics.three_d_qa import captions
 from recipes.metrics.three_d_qa.protocols import EM, EM_R, PROTOCOLS, clean_answer, exact_match, protocols_for
@@ -391,13 +392,13 @@ def run_eval(monkeypatch, toy, output, *arguments):
 def test_evaluation_with_its_baselines_and_page(toy, tmp_path, monkeypatch, capsys):
     """A blind run, then one beside it: the difference is in metrics and table, the page holds all that it shows."""
     run_eval(monkeypatch, toy, tmp_path / "blind", "--blind")
-    real = recipes_eval.generate_answers
+    real = questions.generate_answers
 
     def awkward(*args, **kwargs):
         answers = list(real(*args, **kwargs))
         yield from [(0, "</script><b>red")] + [(row, "red") if row == 4 else (row, text) for row, text in answers[1:]]
 
-    monkeypatch.setattr(recipes_eval, "generate_answers", awkward)
+    monkeypatch.setattr(questions, "generate_answers", awkward)
     page_path = tmp_path / "page.html"
     run_eval(monkeypatch, toy, tmp_path / "seeing", "--blind-run", tmp_path / "blind", "--report", page_path)
     metrics = json.loads((tmp_path / "seeing" / "metrics.json").read_text())
@@ -437,7 +438,7 @@ def test_prompt_style_reaches_the_prompt(toy, tmp_path, monkeypatch):
         asked.append(source.qa[0]["question"])
         yield from ((row, "red") for row in rows)
 
-    monkeypatch.setattr(recipes_eval, "generate_answers", answers)
+    monkeypatch.setattr(questions, "generate_answers", answers)
     for style in ("official", "video3dllm"):
         run_eval(monkeypatch, toy, tmp_path / style, "--prompt-style", style)
     question = json.loads((tmp_path / "video3dllm" / "predictions.jsonl").read_text().split("\n")[0])["question"]

@@ -16,7 +16,7 @@ from recipes.common.scenes import SceneDataset
 from recipes.metrics.room_actions.reading import boxes_of
 from recipes.metrics.room_actions.scoring import ACTIONS
 
-from .actions import Scored, as_dict, labels_table, scene_geometries, scores_table
+from .action_scores import Scored, as_dict, labels_table, scene_geometries, scores_table
 from .page import data_uri, fill_template, html_table
 from .plan import LEVEL_VIEW, SURFACES, Plan, camera_poses, moved, plan_png, save_png
 from .report import MODEL
@@ -30,7 +30,7 @@ def scene_plans(rows: Sequence[dict], geometry: dict | None) -> dict[str, Plan]:
     A plan per action of one scene.
 
     Args:
-        rows: Its predictions, see [`actions.prediction_rows`]. Anchors are numbered in their order.
+        rows: Its predictions, see [`action_scores.prediction_rows`]. Anchors are numbered in their order.
         geometry: Its cameras, or None: then all is drawn in the frame of view 0, seen from its camera's top.
     """
     key = "" if geometry is None else "_world"
@@ -90,7 +90,7 @@ def action_page(title: str, numbers_from: str, scored: Scored, rows: Sequence[di
     A page that needs nothing else: scores, and per scene and action its views, plan and instructions.
 
     Args:
-        rows: See [`actions.prediction_rows`].
+        rows: See [`action_scores.prediction_rows`].
     """
     geometries = scene_geometries(source)
     cards, plans, views = [], {}, {}

@@ -29,7 +29,7 @@ def published_logs(folder: Path) -> Files:
 
 def _numbers_of(path: Path) -> tuple[str, bytes]:
     """Name and content of a log of nothing but tags, steps and numbers; one that was cut off ends early, b"" without any."""
-    # Here, because recipes.eval imports this file without having TensorBoard.
+    # Here: a run without logs is published without TensorBoard.
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
