@@ -53,6 +53,10 @@ def test_contributing_names_what_is_there():
                 wrong += [code] * (not any(ROOT.glob(code)))
             elif code.endswith(".py"):
                 wrong += [code] * (code not in tracked and not (ROOT / code).is_file())
+    layout = re.search(r"## Layout\n\n```\n(.*?)```", (ROOT / ".github" / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
+    assert len(layout.splitlines()) == 10
+    places = [place.strip() for line in layout.splitlines() for place in line.partition("  ")[0].split(",")]
+    wrong += [place for place in places if not (ROOT / place).exists()]
     for page in (".github/CONTRIBUTING.md", ".github/SECURITY.md"):
         links = re.findall(r"\]\(([^)\s#]+)", (ROOT / page).read_text(encoding="utf-8"))
         wrong += [link for link in links if "://" not in link and not (ROOT / ".github" / link).exists()]
