@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def exit_preempted(preempted: Preempted, output_dir: str):
             "signal": preempted.signal_name,
             "step": preempted.step,
             "checkpoint": f"{PREFIX_CHECKPOINT_DIR}-{preempted.step}" if preempted.step else None,
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         path = Path(output_dir) / PREEMPTED
         path.parent.mkdir(parents=True, exist_ok=True)
