@@ -146,10 +146,9 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         pixel_values: torch.Tensor,
         view_mask: torch.Tensor | None = None,
         view_counts: Sequence[int] | None = None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    ) -> tuple[torch.Tensor, Cameras]:
         """
-        As [`~VggtQwen3Model.encode_views`], and the cameras that VGGT's heads predict from the same pass: extrinsics,
-        intrinsics, depth histogram and geometry mask as `get_image_features` takes them, without a gradient.
+        As [`~VggtQwen3Model.encode_views`], and the cameras that VGGT's heads predict from the same pass, without a gradient.
 
         Raises:
             ValueError: if the encoder has no camera head.
@@ -158,11 +157,12 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         feature_layers = list(self.config.vision_feature_layers)
         layers = feature_layers + list(self.config.vision_config.depth_head_layers)
         outputs = self._run_encoder(pixel_values, view_mask, view_counts, layers)
+        image_size = tuple(pixel_values.shape[-2:])
         with torch.no_grad():
             geometry = self.vision_model.decode_geometry(
                 outputs.last_hidden_state,
                 outputs.hidden_states[len(feature_layers) :],
-                tuple(pixel_values.shape[-2:]),
+                image_size,
                 view_mask,
                 view_counts,
             )
@@ -173,7 +173,60 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
                 view_mask,
                 self.config.geometry_num_depth_bins,
             )
-        return self._patch_features(outputs), cameras
+        return self._patch_features(outputs), Cameras(*cameras, view_mask, image_size)
+
+    def encode_scenes(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        geometry_source: str | None = None,
+        **scene_inputs: Unpack[VggtQwen3SceneInputs],
+    ) -> tuple[torch.Tensor, Cameras]:
+        """
+        What projector and geometry encoder read of scenes. Here alone it is decided where cameras come from: for training,
+        generation and feature stores.
+
+        Args:
+            geometry_source (`str`, *optional*): `dataset`, `predicted` or `none`; by default the config's.
+            scene_inputs ([`VggtQwen3SceneInputs`]): Pixels or stored features, and what the source needs.
+
+        Returns:
+            Patch tokens `[S, V, P, 2C * layers]`, and `Cameras`, of which none is used where there is no geometry.
+
+        Raises:
+            ValueError: if stored features come without the cameras that were predicted with them.
+            TypeError: for an input that there is none of.
+        """
+        check_names(scene_inputs, VggtQwen3SceneInputs)
+        source = geometry_source or self.config.geometry_source
+        view_mask, view_counts = scene_inputs.get("view_mask"), scene_inputs.get("view_counts")
+        stored = scene_inputs.get("vision_features")
+        if stored is None and source == "predicted":
+            return self.encode_views_and_geometry(pixel_values, view_mask, view_counts)
+        if stored is None:
+            features = self.encode_views(pixel_values, view_mask, view_counts)
+            image_size = tuple(pixel_values.shape[-2:])
+        else:
+            features = stored.flatten(2, 3).to(self.projector.input_norm.weight.dtype)
+            image_size = tuple(side * self.config.vision_config.patch_size for side in stored.shape[2:4])
+        if source == "predicted":
+            if scene_inputs.get("camera_encodings") is None:
+                raise ValueError("geometry_source 'predicted' needs camera_encodings with vision_features.")
+            return features, Cameras.unpack(scene_inputs["camera_encodings"], view_mask, image_size)
+
+        num_scenes, num_views = features.shape[:2]
+        mask = scene_inputs.get("geometry_mask")
+        if source == "dataset" and scene_inputs.get("extrinsics") is not None:
+            arrays = [scene_inputs.get(name) for name in ("extrinsics", "intrinsics", "depth_histogram")]
+            if mask is None:
+                mask = torch.ones(num_scenes, num_views, dtype=torch.bool, device=features.device)
+        else:
+            arrays = [
+                features.new_zeros(num_scenes, num_views, 3, 4, dtype=torch.float32),
+                features.new_zeros(num_scenes, num_views, 3, 3, dtype=torch.float32),
+                features.new_zeros(num_scenes, num_views, self.config.geometry_num_depth_bins),
+            ]
+            mask = features.new_zeros(num_scenes, num_views, dtype=torch.bool)
+        return features, Cameras(*arrays, mask.bool(), view_mask, image_size)
 
     @can_return_tuple
     @takes(VggtQwen3SceneInputs)
@@ -191,52 +244,20 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         """
         check_names(scene_inputs, VggtQwen3SceneInputs)
         view_mask, view_counts = scene_inputs.get("view_mask"), scene_inputs.get("view_counts")
-        extrinsics, intrinsics = scene_inputs.get("extrinsics"), scene_inputs.get("intrinsics")
-        depth_histogram, geometry_mask = scene_inputs.get("depth_histogram"), scene_inputs.get("geometry_mask")
-        vision_features, camera_encodings = scene_inputs.get("vision_features"), scene_inputs.get("camera_encodings")
-        patch_size = self.config.vision_config.patch_size
-        source = self.config.geometry_source
-        if source != "dataset":
-            extrinsics = None
         if view_mask is not None and view_counts is None:
             view_counts = count_views(view_mask)
         elif view_mask is None and view_counts is not None:
             raise ValueError("view_counts says how many views of view_mask are real: give both.")
-        if vision_features is None:
-            if source == "predicted":
-                features, cameras = self.encode_views_and_geometry(pixel_values, view_mask, view_counts)
-                extrinsics, intrinsics, depth_histogram, geometry_mask = cameras
-            else:
-                features = self.encode_views(pixel_values, view_mask, view_counts)
-            grid = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
-        else:
-            if source == "predicted":
-                if camera_encodings is None:
-                    raise ValueError("geometry_source 'predicted' needs camera_encodings with vision_features.")
-                extrinsics, intrinsics, depth_histogram = camera_encodings.split(
-                    [12, 9, self.config.geometry_num_depth_bins], dim=-1
-                )
-                extrinsics, intrinsics = extrinsics.unflatten(-1, (3, 4)), intrinsics.unflatten(-1, (3, 3))
-                geometry_mask = intrinsics[..., 2, 2] > 0  # where the prediction is no camera all is zero
-            grid = tuple(vision_features.shape[2:4])
-            features = vision_features.flatten(2, 3).to(self.projector.input_norm.weight.dtype)
+        features, cameras = self.encode_scenes(pixel_values, **scene_inputs | {"view_counts": view_counts})
+        grid = tuple(side // self.config.vision_config.patch_size for side in cameras.image_size)
         image_embeddings = self.projector(features, grid, view_mask, view_counts)
-
-        num_scenes, num_views = features.shape[:2]
-        height, width = grid[0] * patch_size, grid[1] * patch_size
-        if extrinsics is None:
-            extrinsics = features.new_zeros(num_scenes, num_views, 3, 4, dtype=torch.float32)
-            intrinsics = features.new_zeros(num_scenes, num_views, 3, 3, dtype=torch.float32)
-            depth_histogram = features.new_zeros(num_scenes, num_views, self.config.geometry_num_depth_bins)
-            geometry_mask = features.new_zeros(num_scenes, num_views, dtype=torch.bool)
-        elif geometry_mask is None:
-            geometry_mask = torch.ones(num_scenes, num_views, dtype=torch.bool, device=features.device)
-        geometry = self.geometry_encoder(extrinsics, intrinsics, depth_histogram, geometry_mask, (height, width))
+        geometry = self.geometry_encoder(
+            cameras.extrinsics, cameras.intrinsics, cameras.depth_histogram, cameras.mask, cameras.image_size
+        )
         if view_counts is None:
             geometry_embeddings = list(geometry)
         else:
             geometry_embeddings = [scene[:count] for scene, count in zip(geometry, view_counts, strict=True)]
-        cameras = Cameras(extrinsics, intrinsics, depth_histogram, geometry_mask.bool(), view_mask, (height, width))
         return VggtQwen3ImageFeatures(
             last_hidden_state=features,
             pooler_output=image_embeddings,

@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ImageProcessorPil, modeling_vggt_depth_head
+from modeling_vggt_qwen3.geometry_vggt_qwen3 import Cameras
 
 from .data_size import DataSize
 from .meta_ops import Kernel, Recorder, as_on_a_gpu
@@ -184,7 +185,7 @@ def image_inputs(
         return cameras | {"pixel_values": torch.empty(rows, views, 3, row.height, row.width)}
     width = 2 * config.vision_config.hidden_size * len(config.vision_feature_layers)
     grid = (row.height // patch_size, row.width // patch_size)
-    encodings = torch.empty(rows, views, 12 + 9 + config.geometry_num_depth_bins)
+    encodings = torch.empty(rows, views, Cameras.packed_size(config.geometry_num_depth_bins))
     stored = {"vision_features": torch.empty(rows, views, *grid, width, dtype=dtype)}
     return cameras | stored | {"camera_encodings": encodings}
 
