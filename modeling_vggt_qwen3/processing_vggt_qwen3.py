@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AddedToken
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import get_image_size
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .action_decoding_vggt_qwen3 import ActionLogitsProcessor
 from .action_grammar_vggt_qwen3 import grammars_of, maximum_tokens, minimum_tokens
@@ -139,6 +139,17 @@ def camera_distances(rotations: np.ndarray, translations: np.ndarray, reference:
     """Distances `[N]` of the centres of cameras `R [N, 3, 3]`, `t [N, 3]` from those that `reference [N]` numbers, metres."""
     centers = -np.einsum("nij,ni->nj", rotations, translations)
     return np.linalg.norm(centers - centers[reference], axis=-1)
+
+
+def count_image_tokens(projector, num_views: int, height: int, width: int, patch_size: int) -> int:
+    """
+    Image tokens of a scene of `num_views` views of `height` × `width` pixels (after preprocessing); none without views.
+    `projector` is what has `projector_type` and `projector_num_latents`: a processor or a model's config.
+    """
+    if projector.projector_type == "perceiver":
+        return projector.projector_num_latents if num_views else 0
+    # Each 2×2 square of patches is one token; an odd last row or column counts as a whole one.
+    return num_views * -(-height // patch_size // 2) * -(-width // patch_size // 2)
 
 
 class VggtQwen3Processor(ProcessorMixin):
@@ -361,12 +372,29 @@ class VggtQwen3Processor(ProcessorMixin):
 
     def expand_views(self, num_views: int, height: int, width: int) -> str:
         """Placeholders of a scene of `num_views` views of `height` × `width` pixels (after preprocessing)."""
-        num_image_tokens = self.projector_num_latents
-        if self.projector_type == "mlp":
-            patch_size = self.image_processor.patch_size
-            # Each 2×2 square of patches is one token; an odd last row or column counts as a whole one.
-            num_image_tokens = num_views * -(-height // patch_size // 2) * -(-width // patch_size // 2)
+        num_image_tokens = count_image_tokens(self, num_views, height, width, self.image_processor.patch_size)
         return self.geometry_token * num_views + self.image_token * num_image_tokens
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
+        """
+        Placeholders of scenes, by the name under which transformers' processors count them.
+
+        Args:
+            image_sizes (`list`, *optional*): Per scene, the (height, width) of each view before preprocessing; of a scene
+                of one view, its (height, width) alone. What `__call__` refuses, as views of different sizes, is not looked at.
+            kwargs: For the image processor: `image_size`, `mode`.
+
+        Returns:
+            `MultiModalData`: per scene `num_image_tokens`, and as `num_image_patches` its views: each has a geometry token.
+        """
+        if image_sizes is None:
+            return MultiModalData()
+        scenes = [[sizes] if np.ndim(sizes) == 1 else sizes for sizes in image_sizes]
+        tokens = []
+        for views in scenes:
+            height, width = self.image_processor.get_resize(*views[0], **kwargs)[-2:]
+            tokens.append(count_image_tokens(self, len(views), height, width, self.image_processor.patch_size))
+        return MultiModalData(num_image_tokens=tokens, num_image_patches=[len(views) for views in scenes])
 
     def _geometry_inputs(
         self, sizes: list[list[tuple[int, int]]], geometries: list[dict | None], num_views: int, **kwargs
@@ -630,4 +658,4 @@ class VggtQwen3Processor(ProcessorMixin):
         return super().model_input_names + geometry_inputs
 
 
-__all__ = ["CHAT_TEMPLATE", "CHAT_TEMPLATE_NO_THINKING", "VggtQwen3Processor"]
+__all__ = ["CHAT_TEMPLATE", "CHAT_TEMPLATE_NO_THINKING", "VggtQwen3Processor", "count_image_tokens"]

@@ -11,6 +11,7 @@ from torch import nn
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ImageProcessorPil, modeling_vggt_depth_head
 from modeling_vggt_qwen3.geometry_vggt_qwen3 import Cameras
+from modeling_vggt_qwen3.processing_vggt_qwen3 import count_image_tokens
 
 from .data_size import DataSize
 from .meta_ops import Kernel, Recorder, as_on_a_gpu
@@ -89,10 +90,7 @@ def plan_row(
     options = {"image_size": settings.image_size or config.vision_config.image_size}
     height, width = processor.get_resize(height, width, **options, mode=settings.image_mode or "crop")[-2:]
     rows, columns = height // config.vision_config.patch_size, width // config.vision_config.patch_size
-    if config.projector_type == "perceiver":
-        image_tokens = config.projector_num_latents if views else 0
-    else:
-        image_tokens = views * -(-rows // 2) * -(-columns // 2)
+    image_tokens = count_image_tokens(config, views, height, width, config.vision_config.patch_size)
     text = PREFIX_TEXT_TOKENS + round(tokens)
     anchors = round(questions) if config.anchor_hidden_size else 0
     labels = max(1, round(labels))
