@@ -35,6 +35,7 @@ from modeling_vggt_qwen3 import (
     VggtQwen3ImageProcessorPil,
     VggtQwen3Processor,
 )
+from modeling_vggt_qwen3.chat_template_vggt_qwen3 import CHAT_TEMPLATE
 from modeling_vggt_qwen3.conversion.card import VGGT_LICENCES, describe_left_out, find_licence, write_documents
 from modeling_vggt_qwen3.conversion.chat_template import choose_chat_template
 from modeling_vggt_qwen3.conversion.sources import (
@@ -57,7 +58,6 @@ from modeling_vggt_qwen3.conversion.weights import (
     plan_dtypes,
     write_weights,
 )
-from modeling_vggt_qwen3.processing_vggt_qwen3 import CHAT_TEMPLATE
 
 
 # In the order of Qwen3's vocabulary.
