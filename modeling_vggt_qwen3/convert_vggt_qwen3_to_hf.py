@@ -35,9 +35,10 @@ from modeling_vggt_qwen3 import (
     VggtQwen3ImageProcessorPil,
     VggtQwen3Processor,
 )
-from modeling_vggt_qwen3.convert_card import VGGT_LICENCES, describe_left_out, find_licence, write_documents
-from modeling_vggt_qwen3.convert_chat_template import choose_chat_template
-from modeling_vggt_qwen3.convert_inputs import (
+from modeling_vggt_qwen3.chat_template_vggt_qwen3 import CHAT_TEMPLATE
+from modeling_vggt_qwen3.conversion.card import VGGT_LICENCES, describe_left_out, find_licence, write_documents
+from modeling_vggt_qwen3.conversion.chat_template import choose_chat_template
+from modeling_vggt_qwen3.conversion.sources import (
     WeightFiles,
     find_source,
     find_weight_files,
@@ -48,7 +49,7 @@ from modeling_vggt_qwen3.convert_inputs import (
     open_safetensors,
     read_json,
 )
-from modeling_vggt_qwen3.convert_weights import (
+from modeling_vggt_qwen3.conversion.weights import (
     check_disk,
     infer_vggt_config,
     initialize_new_modules,
@@ -57,7 +58,6 @@ from modeling_vggt_qwen3.convert_weights import (
     plan_dtypes,
     write_weights,
 )
-from modeling_vggt_qwen3.processing_vggt_qwen3 import CHAT_TEMPLATE
 
 
 # In the order of Qwen3's vocabulary.

@@ -2,7 +2,6 @@
 """Answers to many questions about few scenes: what the questions of a scene share is computed once."""
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin, LogitsProcessorList
 
 from .action_decoding_vggt_qwen3 import ActionLogitsProcessor
+from .modeling_vggt_qwen3_inputs import OF_SCENES
 
 
 # Of the memory that is free, what keys and values may take: the rest is for logits, activations, and the copy of a layer's
@@ -35,9 +35,8 @@ class VggtQwen3GenerationMixin(GenerationMixin):
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> dict:
         # transformers encodes pixels before it decodes; stored features it would take for a leftover and drop.
         if model_kwargs.get("vision_features") is not None:
-            names = [name for name in inspect.signature(self.model.get_image_features).parameters if name != "kwargs"]
-            arguments = {name: model_kwargs.pop(name) for name in names if name in model_kwargs}
-            features = self.model.get_image_features(**arguments, return_dict=True)
+            scene_inputs = {name: model_kwargs.pop(name) for name in list(model_kwargs) if name in OF_SCENES}
+            features = self.model.get_image_features(**scene_inputs, return_dict=True)
             model_kwargs["mm_encoder_outputs"] = {"image": features}
         return super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
 

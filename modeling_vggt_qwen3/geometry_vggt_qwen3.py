@@ -56,6 +56,24 @@ class Cameras:
     view_mask: torch.Tensor | None
     image_size: tuple[int, int]
 
+    @staticmethod
+    def packed_size(num_bins: int) -> int:
+        """Numbers of a packed view: extrinsics, intrinsics, depth histogram."""
+        return 12 + 9 + num_bins
+
+    def pack(self) -> torch.Tensor:
+        """The cameras as one array `[S, V, 12 + 9 + bins]`, float32, as a feature store holds them."""
+        parts = (self.extrinsics.flatten(-2), self.intrinsics.flatten(-2), self.depth_histogram)
+        return torch.cat([part.float() for part in parts], dim=-1)
+
+    @classmethod
+    def unpack(cls, packed: torch.Tensor, view_mask: torch.Tensor | None, image_size: tuple[int, int]) -> "Cameras":
+        """What `pack` made of predicted cameras. Where the prediction is no camera all is zero; the mask comes of that."""
+        num_bins = packed.shape[-1] - cls.packed_size(0)
+        extrinsics, intrinsics, depth_histogram = packed.split([12, 9, num_bins], dim=-1)
+        extrinsics, intrinsics = extrinsics.unflatten(-1, (3, 4)), intrinsics.unflatten(-1, (3, 3))
+        return cls(extrinsics, intrinsics, depth_histogram, intrinsics[..., 2, 2] > 0, view_mask, image_size)
+
     def relative(self) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Extrinsics `[S, V, 3, 4]` from view 0's frame and intrinsics `[S, V, 3, 3]`, float32. Views without a camera get

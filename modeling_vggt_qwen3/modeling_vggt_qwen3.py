@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from .geometry_vggt_qwen3 import Cameras, prediction_to_geometry_inputs
 from .loss_vggt_qwen3 import VggtQwen3LMHead, chunked_causal_lm_loss
 from .modeling_vggt import VggtModel, count_views
 from .modeling_vggt_qwen3_anchor import VggtQwen3AnchorHead, anchor_losses, find_anchors
+from .modeling_vggt_qwen3_inputs import OF_SCENES, VggtQwen3Inputs, VggtQwen3SceneInputs, check_names, takes
 from .modeling_vggt_qwen3_outputs import (
     VggtQwen3CausalLMOutputWithPast,
     VggtQwen3ImageFeatures,
@@ -144,10 +146,9 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         pixel_values: torch.Tensor,
         view_mask: torch.Tensor | None = None,
         view_counts: Sequence[int] | None = None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    ) -> tuple[torch.Tensor, Cameras]:
         """
-        As [`~VggtQwen3Model.encode_views`], and the cameras that VGGT's heads predict from the same pass: extrinsics,
-        intrinsics, depth histogram and geometry mask as `get_image_features` takes them, without a gradient.
+        As [`~VggtQwen3Model.encode_views`], and the cameras that VGGT's heads predict from the same pass, without a gradient.
 
         Raises:
             ValueError: if the encoder has no camera head.
@@ -156,11 +157,12 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         feature_layers = list(self.config.vision_feature_layers)
         layers = feature_layers + list(self.config.vision_config.depth_head_layers)
         outputs = self._run_encoder(pixel_values, view_mask, view_counts, layers)
+        image_size = tuple(pixel_values.shape[-2:])
         with torch.no_grad():
             geometry = self.vision_model.decode_geometry(
                 outputs.last_hidden_state,
                 outputs.hidden_states[len(feature_layers) :],
-                tuple(pixel_values.shape[-2:]),
+                image_size,
                 view_mask,
                 view_counts,
             )
@@ -171,71 +173,91 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
                 view_mask,
                 self.config.geometry_num_depth_bins,
             )
-        return self._patch_features(outputs), cameras
+        return self._patch_features(outputs), Cameras(*cameras, view_mask, image_size)
 
-    @can_return_tuple
-    def get_image_features(
+    def encode_scenes(
         self,
         pixel_values: torch.Tensor | None = None,
-        view_mask: torch.Tensor | None = None,
-        extrinsics: torch.Tensor | None = None,
-        intrinsics: torch.Tensor | None = None,
-        depth_histogram: torch.Tensor | None = None,
-        geometry_mask: torch.Tensor | None = None,
-        vision_features: torch.Tensor | None = None,
-        camera_encodings: torch.Tensor | None = None,
-        view_counts: Sequence[int] | None = None,
-        **kwargs,
+        geometry_source: str | None = None,
+        **scene_inputs: Unpack[VggtQwen3SceneInputs],
+    ) -> tuple[torch.Tensor, Cameras]:
+        """
+        What projector and geometry encoder read of scenes. Here alone it is decided where cameras come from: for training,
+        generation and feature stores.
+
+        Args:
+            geometry_source (`str`, *optional*): `dataset`, `predicted` or `none`; by default the config's.
+            scene_inputs ([`VggtQwen3SceneInputs`]): Pixels or stored features, and what the source needs.
+
+        Returns:
+            Patch tokens `[S, V, P, 2C * layers]`, and `Cameras`, of which none is used where there is no geometry.
+
+        Raises:
+            ValueError: if stored features come without the cameras that were predicted with them.
+            TypeError: for an input that there is none of.
+        """
+        check_names(scene_inputs, VggtQwen3SceneInputs)
+        source = geometry_source or self.config.geometry_source
+        view_mask, view_counts = scene_inputs.get("view_mask"), scene_inputs.get("view_counts")
+        stored = scene_inputs.get("vision_features")
+        if stored is None and source == "predicted":
+            return self.encode_views_and_geometry(pixel_values, view_mask, view_counts)
+        if stored is None:
+            features = self.encode_views(pixel_values, view_mask, view_counts)
+            image_size = tuple(pixel_values.shape[-2:])
+        else:
+            features = stored.flatten(2, 3).to(self.projector.input_norm.weight.dtype)
+            image_size = tuple(side * self.config.vision_config.patch_size for side in stored.shape[2:4])
+        if source == "predicted":
+            if scene_inputs.get("camera_encodings") is None:
+                raise ValueError("geometry_source 'predicted' needs camera_encodings with vision_features.")
+            return features, Cameras.unpack(scene_inputs["camera_encodings"], view_mask, image_size)
+
+        num_scenes, num_views = features.shape[:2]
+        mask = scene_inputs.get("geometry_mask")
+        if source == "dataset" and scene_inputs.get("extrinsics") is not None:
+            arrays = [scene_inputs.get(name) for name in ("extrinsics", "intrinsics", "depth_histogram")]
+            if mask is None:
+                mask = torch.ones(num_scenes, num_views, dtype=torch.bool, device=features.device)
+        else:
+            arrays = [
+                features.new_zeros(num_scenes, num_views, 3, 4, dtype=torch.float32),
+                features.new_zeros(num_scenes, num_views, 3, 3, dtype=torch.float32),
+                features.new_zeros(num_scenes, num_views, self.config.geometry_num_depth_bins),
+            ]
+            mask = features.new_zeros(num_scenes, num_views, dtype=torch.bool)
+        return features, Cameras(*arrays, mask.bool(), view_mask, image_size)
+
+    @can_return_tuple
+    @takes(VggtQwen3SceneInputs)
+    def get_image_features(
+        self, pixel_values: torch.Tensor | None = None, **scene_inputs: Unpack[VggtQwen3SceneInputs]
     ) -> VggtQwen3ImageFeatures:
         r"""
-        Encodes scenes of one or more views. Arguments as in [`VggtQwen3ForConditionalGeneration.forward`].
+        Encodes scenes of one or more views, given as [`VggtQwen3SceneInputs`].
 
         Returns:
             `VggtQwen3ImageFeatures`: per scene, image tokens and geometry tokens in the language model's space.
+
+        Raises:
+            TypeError: for an input that there is none of.
         """
-        patch_size = self.config.vision_config.patch_size
-        source = self.config.geometry_source
-        if source != "dataset":
-            extrinsics = None
+        check_names(scene_inputs, VggtQwen3SceneInputs)
+        view_mask, view_counts = scene_inputs.get("view_mask"), scene_inputs.get("view_counts")
         if view_mask is not None and view_counts is None:
             view_counts = count_views(view_mask)
         elif view_mask is None and view_counts is not None:
             raise ValueError("view_counts says how many views of view_mask are real: give both.")
-        if vision_features is None:
-            if source == "predicted":
-                features, cameras = self.encode_views_and_geometry(pixel_values, view_mask, view_counts)
-                extrinsics, intrinsics, depth_histogram, geometry_mask = cameras
-            else:
-                features = self.encode_views(pixel_values, view_mask, view_counts)
-            grid = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
-        else:
-            if source == "predicted":
-                if camera_encodings is None:
-                    raise ValueError("geometry_source 'predicted' needs camera_encodings with vision_features.")
-                extrinsics, intrinsics, depth_histogram = camera_encodings.split(
-                    [12, 9, self.config.geometry_num_depth_bins], dim=-1
-                )
-                extrinsics, intrinsics = extrinsics.unflatten(-1, (3, 4)), intrinsics.unflatten(-1, (3, 3))
-                geometry_mask = intrinsics[..., 2, 2] > 0  # where the prediction is no camera all is zero
-            grid = tuple(vision_features.shape[2:4])
-            features = vision_features.flatten(2, 3).to(self.projector.input_norm.weight.dtype)
+        features, cameras = self.encode_scenes(pixel_values, **scene_inputs | {"view_counts": view_counts})
+        grid = tuple(side // self.config.vision_config.patch_size for side in cameras.image_size)
         image_embeddings = self.projector(features, grid, view_mask, view_counts)
-
-        num_scenes, num_views = features.shape[:2]
-        height, width = grid[0] * patch_size, grid[1] * patch_size
-        if extrinsics is None:
-            extrinsics = features.new_zeros(num_scenes, num_views, 3, 4, dtype=torch.float32)
-            intrinsics = features.new_zeros(num_scenes, num_views, 3, 3, dtype=torch.float32)
-            depth_histogram = features.new_zeros(num_scenes, num_views, self.config.geometry_num_depth_bins)
-            geometry_mask = features.new_zeros(num_scenes, num_views, dtype=torch.bool)
-        elif geometry_mask is None:
-            geometry_mask = torch.ones(num_scenes, num_views, dtype=torch.bool, device=features.device)
-        geometry = self.geometry_encoder(extrinsics, intrinsics, depth_histogram, geometry_mask, (height, width))
+        geometry = self.geometry_encoder(
+            cameras.extrinsics, cameras.intrinsics, cameras.depth_histogram, cameras.mask, cameras.image_size
+        )
         if view_counts is None:
             geometry_embeddings = list(geometry)
         else:
             geometry_embeddings = [scene[:count] for scene, count in zip(geometry, view_counts, strict=True)]
-        cameras = Cameras(extrinsics, intrinsics, depth_histogram, geometry_mask.bool(), view_mask, (height, width))
         return VggtQwen3ImageFeatures(
             last_hidden_state=features,
             pooler_output=image_embeddings,
@@ -265,53 +287,37 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         return indices
 
     @can_return_tuple
+    @takes(VggtQwen3Inputs)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        segment_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        view_mask: torch.Tensor | None = None,
-        extrinsics: torch.Tensor | None = None,
-        intrinsics: torch.Tensor | None = None,
-        depth_histogram: torch.Tensor | None = None,
-        geometry_mask: torch.Tensor | None = None,
-        vision_features: torch.Tensor | None = None,
-        camera_encodings: torch.Tensor | None = None,
-        mm_encoder_outputs: dict[str, VggtQwen3ImageFeatures] | None = None,
-        view_counts: Sequence[int] | None = None,
-        image_indices: torch.Tensor | None = None,
-        geometry_indices: torch.Tensor | None = None,
-        **kwargs,
+        **model_inputs: Unpack[VggtQwen3Inputs],
     ) -> VggtQwen3ModelOutputWithPast:
-        r"""Arguments as in [`VggtQwen3ForConditionalGeneration.forward`]."""
+        r"""As [`VggtQwen3ForConditionalGeneration.forward`], of which the rest are for the heads."""
+        check_names(model_inputs, VggtQwen3Inputs)
+        scene_inputs = {name: model_inputs.pop(name) for name in list(model_inputs) if name in OF_SCENES}
+        vision_features = scene_inputs.get("vision_features")
+        segment_ids = model_inputs.pop("segment_ids", None)
+        image_indices = model_inputs.pop("image_indices", None)
+        geometry_indices = model_inputs.pop("geometry_indices", None)
+        image_features = (model_inputs.pop("mm_encoder_outputs", None) or {}).get("image")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self._embed_tokens(input_ids)
 
-        image_features = (mm_encoder_outputs or {}).get("image")
         given = sum(source is not None for source in (pixel_values, vision_features, image_features))
         if given > 1 or (given and input_ids is None):
             raise ValueError(
                 "Give at most one of pixel_values, vision_features and mm_encoder_outputs, and input_ids with it."
             )
         if pixel_values is not None or vision_features is not None:
-            image_features = self.get_image_features(
-                pixel_values,
-                view_mask,
-                extrinsics,
-                intrinsics,
-                depth_histogram,
-                geometry_mask,
-                vision_features,
-                camera_encodings,
-                view_counts,
-                return_dict=True,
-            )
+            image_features = self.get_image_features(pixel_values, return_dict=True, **scene_inputs)
         if image_features is not None:
             config = self.config
             for name, token_id, embeddings, indices in (
@@ -336,13 +342,13 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         if segment_ids is not None:
             attention_mask = create_packed_mask(self.config.text_config, inputs_embeds, attention_mask, segment_ids)
         if self.training:  # Trainer switches the key-value cache off in our config alone, not in the language model's
-            kwargs.setdefault("use_cache", False)
+            model_inputs.setdefault("use_cache", False)
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            **kwargs,
+            **model_inputs,
         )
         return VggtQwen3ModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
@@ -369,61 +375,38 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def get_image_features(self, pixel_values: torch.Tensor | None = None, **kwargs) -> VggtQwen3ImageFeatures:
-        return self.model.get_image_features(pixel_values, **kwargs)
+    def get_image_features(
+        self, pixel_values: torch.Tensor | None = None, **scene_inputs: Unpack[VggtQwen3SceneInputs]
+    ) -> VggtQwen3ImageFeatures:
+        return self.model.get_image_features(pixel_values, **scene_inputs)
 
     @can_return_tuple
+    @takes(VggtQwen3Inputs)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        segment_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        view_mask: torch.Tensor | None = None,
-        extrinsics: torch.Tensor | None = None,
-        intrinsics: torch.Tensor | None = None,
-        depth_histogram: torch.Tensor | None = None,
-        geometry_mask: torch.Tensor | None = None,
-        vision_features: torch.Tensor | None = None,
-        camera_encodings: torch.Tensor | None = None,
-        mm_encoder_outputs: dict[str, VggtQwen3ImageFeatures] | None = None,
         labels: torch.LongTensor | None = None,
         anchor_targets: torch.Tensor | None = None,
         num_anchors_in_batch: torch.Tensor | int | None = None,
         loss_weights: dict[str, float] | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        view_counts: Sequence[int] | None = None,
-        image_indices: torch.Tensor | None = None,
-        geometry_indices: torch.Tensor | None = None,
         label_indices: torch.Tensor | None = None,
         anchor_positions: torch.Tensor | None = None,
         anchors_per_scene: int | None = None,
-        **kwargs,
+        **model_inputs: Unpack[VggtQwen3Inputs],
     ) -> VggtQwen3CausalLMOutputWithPast:
         r"""
         Args:
             input_ids (`[B, L]`): Text with, per scene, one geometry placeholder per view and one image placeholder
                 per image token; [`VggtQwen3Processor`] makes them.
-            pixel_values (`[S, V, 3, H, W]`): RGB in [0, 1] of the S scenes in the order of their placeholders.
+            pixel_values (`[S, V, 3, H, W]`): See [`VggtQwen3SceneInputs`].
             attention_mask (`[B, L]`): 1 for tokens, 0 for padding.
             position_ids (`[B, L]`): Positions; in a packed sequence they restart after the prefix in every segment.
-            segment_ids (`[B, L]`): Of packed scenes: 0 for the prefix that all questions of a scene share, n for its
-                n-th question and answer. A segment sees the prefix and itself.
-            view_mask (`[S, V]`): True for real views, False for padding; None if all are real.
-            extrinsics (`[S, V, 3, 4]`): World-to-camera, OpenCV axes, metres.
-            intrinsics (`[S, V, 3, 3]`): Pixels of `pixel_values`.
-            depth_histogram (`[S, V, bins]`): Share of a view's valid depth pixels per bin of 8 m / bins.
-            geometry_mask (`[S, V]`): False where a view has no geometry and gets the learned null token. Without
-                `extrinsics` all views do. None of these four is read unless `config.geometry_source` is `dataset`.
-            vision_features (`[S, V, rows, columns, 2C * layers]`): The frozen encoder's patch tokens, as a feature
-                store holds them, instead of `pixel_values`.
-            camera_encodings (`[S, V, 12 + 9 + bins]`): With `vision_features` and `config.geometry_source`
-                `predicted`, the extrinsics, intrinsics and depth histograms that the encoder's heads predicted.
-            mm_encoder_outputs (`dict`): `{"image": features}` of [`~VggtQwen3Model.get_image_features`] instead of
-                `pixel_values`.
             labels (`[B, L]`): Targets, -100 where there is none. While training, `logits` are those of the N labelled
                 tokens only, `[N, vocab]`; None with `loss_chunk_size`.
             anchor_targets (`[A, 9]`): The true box of each `<|anchor|>` in `input_ids`, row by row: centre, extent and
@@ -431,16 +414,14 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
             num_anchors_in_batch (`int`): Boxes that the anchor losses are averaged over; by default those given.
             loss_weights (`dict[str, float]`): Weights of `losses` in `loss`; 1 by default.
             logits_to_keep (`int` or `torch.Tensor`): Positions to compute logits for; 0 for all.
-            view_counts (`list[int]`): The number of real views of each scene, beside `view_mask`.
-            image_indices, geometry_indices (`[number of placeholders]`): Where the placeholders stand, row by row, in the
-                flattened `input_ids`.
             label_indices (`[N]`): Where, in the flattened `labels`, the tokens stand that are followed by a label.
             anchor_positions (`[A, 3]`): Of each `<|anchor|>`, row by row, where it stands in the flattened `input_ids`, the
                 index of its scene (-1 for a text without images) and its number among that scene's.
             anchors_per_scene (`int`): The largest such number plus 1.
+            model_inputs ([`VggtQwen3Inputs`]): Scenes, and where their tokens stand.
 
-        These last six are looked up in the other inputs if they are not given; the host waits for the device each time. A
-        packed batch brings them (`recipes.training.collator`).
+        `view_counts` and the indices and positions are looked up in the other inputs if they are not given; the host waits
+        for the device each time. A packed batch brings them (`recipes.training.collator`).
 
         Returns:
             `VggtQwen3CausalLMOutputWithPast`: beside the usual, of a model with an anchor head `anchors [A, 9]`, the boxes
@@ -450,28 +431,17 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
 
         Raises:
             ValueError: if the numbers of placeholders and of features, or of anchors and targets, differ.
+            TypeError: for an input that there is none of.
         """
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            segment_ids=segment_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            view_mask=view_mask,
-            extrinsics=extrinsics,
-            intrinsics=intrinsics,
-            depth_histogram=depth_histogram,
-            geometry_mask=geometry_mask,
-            vision_features=vision_features,
-            camera_encodings=camera_encodings,
-            mm_encoder_outputs=mm_encoder_outputs,
-            view_counts=view_counts,
-            image_indices=image_indices,
-            geometry_indices=geometry_indices,
             return_dict=True,
-            **kwargs,
+            **model_inputs,
         )
         hidden_states, shift_labels = outputs.last_hidden_state, None
         if labels is not None and self.training:
@@ -487,7 +457,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
             logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
         loss = None
         if labels is not None and logits is None:
-            count = kwargs.get("num_items_in_batch")
+            count = model_inputs.get("num_items_in_batch")
             loss = chunked_causal_lm_loss(self.lm_head, hidden_states, shift_labels, self.loss_chunk_size, count)
         elif labels is not None:
             loss = self.loss_function(
@@ -495,7 +465,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, VggtQwen3Gener
                 labels=labels,
                 vocab_size=self.config.text_config.vocab_size,
                 shift_labels=shift_labels,
-                **kwargs,
+                num_items_in_batch=model_inputs.get("num_items_in_batch"),
             )
         anchors, losses = None, None
         if self.model.anchor_head is not None and input_ids is not None:

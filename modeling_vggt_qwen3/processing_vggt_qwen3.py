@@ -9,11 +9,13 @@ from PIL import Image
 from transformers import AddedToken
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import get_image_size
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .action_decoding_vggt_qwen3 import ActionLogitsProcessor
 from .action_grammar_vggt_qwen3 import grammars_of, maximum_tokens, minimum_tokens
 from .actions_vggt_qwen3 import Action, parse_actions
+from .camera_checks_vggt_qwen3 import GEOMETRY_SHAPES, camera_problem
+from .chat_template_vggt_qwen3 import CHAT_TEMPLATE, CHAT_TEMPLATE_NO_THINKING
 from .pictures_vggt_qwen3 import upright_size
 from .user_text_vggt_qwen3 import (
     ChatPrompt,
@@ -27,118 +29,18 @@ from .user_text_vggt_qwen3 import (
 )
 
 
-# The text of a turn: one vision block per conversation, before the text; the processor expands its placeholder to all views.
-_CONTENT = """\
-    {%- if message.content is string %}
-        {{- message.content }}
-    {%- else %}
-        {%- if message.content | selectattr('type', 'equalto', 'image') | list %}
-            {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
-        {%- endif %}
-        {%- for item in message.content if item.type == 'text' %}
-            {{- item.text }}
-        {%- endfor %}
-    {%- endif %}
-"""
-
-# Of a language model whose answers follow the generation prompt at once.
-CHAT_TEMPLATE = (
-    """\
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' }}
-"""
-    + _CONTENT
-    + """\
-    {{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}
-"""
-)
-
-# Of a language model that can think, and does not after an empty think block. As such models were trained, only the answer
-# to the last question has a block; one with thoughts in it stays in that answer, and is dropped from earlier ones.
-CHAT_TEMPLATE_NO_THINKING = (
-    """\
-{%- set turns = namespace(last_question=messages | length) %}
-{%- for message in messages %}
-    {%- if message.role == 'user' %}
-        {%- set turns.last_question = loop.index0 %}
-    {%- endif %}
-{%- endfor %}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' }}
-    {%- set content %}
-"""
-    + _CONTENT
-    + """\
-    {%- endset %}
-    {%- if message.role == 'assistant' %}
-        {%- set thoughts = '' %}
-        {%- if '</think>' in content %}
-            {%- set thoughts = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
-            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
-        {%- endif %}
-        {%- if loop.index0 > turns.last_question and (loop.last or thoughts) %}
-            {{- '<think>\\n' + thoughts + '\\n</think>\\n\\n' }}
-            {%- set content = content.lstrip('\\n') %}
-        {%- endif %}
-    {%- endif %}
-    {{- content + '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' }}
-{%- endif %}
-"""
-)
-
 VISION_END = "<|vision_end|>"
 
-GEOMETRY_SHAPES = {"R": (3, 3), "t": (3,), "K": (3, 3)}
-# Beyond these the model's numbers leave float32: squares, quotients, and exponentials of what depends on distances. A room's
-# cameras are far from them. No number of a rotation is above 1; metres may count from far away; histograms should be shares,
-# and some are counts of pixels.
-LARGEST = {"R": 10.0, "t": 1e9, "K": 1e6, "depth_hist": 1e6}
-SMALLEST_FOCAL_LENGTH = 1e-3
-FARTHEST = 1000.0  # metres between the cameras of view 0 and another
 
-
-def camera_problem(geometry: dict[str, np.ndarray]) -> tuple[int, str] | None:
+def count_image_tokens(projector, num_views: int, height: int, width: int, patch_size: int) -> int:
     """
-    What in a scene's cameras would make the model's numbers infinite, or not numbers.
-
-    Args:
-        geometry (`dict`): `R [V, 3, 3]`, `t [V, 3]`, `K [V, 3, 3]` and `depth_hist [V, bins]` as they are computed with: a
-            number that float64 holds may be infinite in float32.
-
-    Returns:
-        The first view with a problem, and the field and what is wrong with it; None for cameras that can be used.
+    Image tokens of a scene of `num_views` views of `height` × `width` pixels (after preprocessing); none without views.
+    `projector` is what has `projector_type` and `projector_num_latents`: a processor or a model's config.
     """
-    for key, largest in LARGEST.items():
-        array = geometry[key]
-        fits = np.abs(array) <= largest  # False of what is not a number
-        if not fits.all():
-            place = tuple(np.argwhere(~fits)[0])
-            return int(place[0]), f"{key} holds {array[place]}, and has to be finite (at most {largest:g}) in float32"
-    focal_lengths = np.abs(np.diagonal(geometry["K"], axis1=-2, axis2=-1)[..., :2])
-    if (focal_lengths < SMALLEST_FOCAL_LENGTH).any():
-        place = tuple(np.argwhere(focal_lengths < SMALLEST_FOCAL_LENGTH)[0])
-        return int(place[0]), f"K has the focal length {focal_lengths[place]}, through which rays are divided"
-    distances = camera_distances(geometry["R"], geometry["t"], np.zeros(len(geometry["t"]), dtype=int))
-    if (distances > FARTHEST).any():
-        view = int(np.argmax(distances > FARTHEST))
-        return (
-            view,
-            f"R and t put the camera {distances[view]:.0f} m from that of view 0, and at most {FARTHEST:g} m can be",
-        )
-    return None
-
-
-def camera_distances(rotations: np.ndarray, translations: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Distances `[N]` of the centres of cameras `R [N, 3, 3]`, `t [N, 3]` from those that `reference [N]` numbers, metres."""
-    centers = -np.einsum("nij,ni->nj", rotations, translations)
-    return np.linalg.norm(centers - centers[reference], axis=-1)
+    if projector.projector_type == "perceiver":
+        return projector.projector_num_latents if num_views else 0
+    # Each 2×2 square of patches is one token; an odd last row or column counts as a whole one.
+    return num_views * -(-height // patch_size // 2) * -(-width // patch_size // 2)
 
 
 class VggtQwen3Processor(ProcessorMixin):
@@ -361,12 +263,29 @@ class VggtQwen3Processor(ProcessorMixin):
 
     def expand_views(self, num_views: int, height: int, width: int) -> str:
         """Placeholders of a scene of `num_views` views of `height` × `width` pixels (after preprocessing)."""
-        num_image_tokens = self.projector_num_latents
-        if self.projector_type == "mlp":
-            patch_size = self.image_processor.patch_size
-            # Each 2×2 square of patches is one token; an odd last row or column counts as a whole one.
-            num_image_tokens = num_views * -(-height // patch_size // 2) * -(-width // patch_size // 2)
+        num_image_tokens = count_image_tokens(self, num_views, height, width, self.image_processor.patch_size)
         return self.geometry_token * num_views + self.image_token * num_image_tokens
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
+        """
+        Placeholders of scenes, by the name under which transformers' processors count them.
+
+        Args:
+            image_sizes (`list`, *optional*): Per scene, the (height, width) of each view before preprocessing; of a scene
+                of one view, its (height, width) alone. What `__call__` refuses, as views of different sizes, is not looked at.
+            kwargs: For the image processor: `image_size`, `mode`.
+
+        Returns:
+            `MultiModalData`: per scene `num_image_tokens`, and as `num_image_patches` its views: each has a geometry token.
+        """
+        if image_sizes is None:
+            return MultiModalData()
+        scenes = [[sizes] if np.ndim(sizes) == 1 else sizes for sizes in image_sizes]
+        tokens = []
+        for views in scenes:
+            height, width = self.image_processor.get_resize(*views[0], **kwargs)[-2:]
+            tokens.append(count_image_tokens(self, len(views), height, width, self.image_processor.patch_size))
+        return MultiModalData(num_image_tokens=tokens, num_image_patches=[len(views) for views in scenes])
 
     def _geometry_inputs(
         self, sizes: list[list[tuple[int, int]]], geometries: list[dict | None], num_views: int, **kwargs
@@ -630,4 +549,4 @@ class VggtQwen3Processor(ProcessorMixin):
         return super().model_input_names + geometry_inputs
 
 
-__all__ = ["CHAT_TEMPLATE", "CHAT_TEMPLATE_NO_THINKING", "VggtQwen3Processor"]
+__all__ = ["CHAT_TEMPLATE", "CHAT_TEMPLATE_NO_THINKING", "VggtQwen3Processor", "count_image_tokens"]

@@ -92,11 +92,11 @@ def fill_store(arguments: argparse.Namespace):
         pixel_values = processor.image_processor(images, return_tensors="pt")["pixel_values"][None]
         rows = pixel_values.shape[-2] // processor.image_processor.patch_size
         pixel_values = pixel_values.to(state.device)  # uncast, as in training and inference
-        if not model.config.vision_config.camera_head_num_layers:
-            return {"vision_features": model.encode_views(pixel_values)[0].unflatten(1, (rows, -1))}
-        features, cameras = model.encode_views_and_geometry(pixel_values)
-        encodings = torch.cat([camera[0].flatten(1).float() for camera in cameras[:3]], dim=-1)  # [V, 12 + 9 + bins]
-        return {"vision_features": features[0].unflatten(1, (rows, -1)), "camera_encodings": encodings}
+        # Whatever the config's source is: a run may take another with the same store.
+        predicted = model.config.vision_config.camera_head_num_layers > 0
+        features, cameras = model.encode_scenes(pixel_values, "predicted" if predicted else "none")
+        encoded = {"vision_features": features[0].unflatten(1, (rows, -1))}
+        return encoded | {"camera_encodings": cameras.pack()[0]} if predicted else encoded
 
     computed = 0
     written = writer.write(groups[first:] + groups[:first], encode)

@@ -12,8 +12,8 @@ from transformers import AddedToken, GenerationConfig
 
 from modeling_vggt_qwen3 import VggtQwen3Processor
 from modeling_vggt_qwen3 import convert_vggt_qwen3_to_hf as converter
-from modeling_vggt_qwen3.convert_chat_template import choose_chat_template
-from modeling_vggt_qwen3.processing_vggt_qwen3 import CHAT_TEMPLATE, CHAT_TEMPLATE_NO_THINKING
+from modeling_vggt_qwen3.chat_template_vggt_qwen3 import CHAT_TEMPLATE, CHAT_TEMPLATE_NO_THINKING
+from modeling_vggt_qwen3.conversion.chat_template import choose_chat_template
 from recipes.training.collator import PackCollator, chat_prompt
 
 

@@ -18,15 +18,12 @@ from safetensors.torch import load_file, save_file
 from toys import toy_views
 from transformers import AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM, Qwen3Model, set_seed
 
-from modeling_vggt_qwen3 import (
-    VggtQwen3ForConditionalGeneration,
-    VggtQwen3Processor,
-    convert_vggt_state_dict,
-    convert_weights,
-)
+from modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration, VggtQwen3Processor, convert_vggt_state_dict
 from modeling_vggt_qwen3 import convert_vggt_qwen3_to_hf as converter
-from modeling_vggt_qwen3.convert_card import find_licence
-from modeling_vggt_qwen3.convert_inputs import find_source
+from modeling_vggt_qwen3.conversion import weights as convert_weights
+from modeling_vggt_qwen3.conversion.card import find_licence
+from modeling_vggt_qwen3.conversion.sources import find_source
+from recipes.publishing.checkpoint import CODE
 
 
 FIXTURES = Path(__file__).parent / "fixtures" / "vggt"
@@ -249,6 +246,7 @@ def test_processor_belongs_to_the_model(converted):
     assert AutoTokenizer.from_pretrained(converted).chat_template == converter.CHAT_TEMPLATE
     assert processor.image_processor.image_size == 56
     assert not list(converted.glob("convert_*"))
+    assert {str(path.relative_to(converted)) for path in converted.rglob("*.py")} <= set(CODE)
 
 
 def test_only_one_shard_is_in_memory(vggt, text, converted, tmp_path, monkeypatch):

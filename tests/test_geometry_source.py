@@ -6,7 +6,7 @@ import torch
 from toys import toy_config, toy_geometry, toy_model, toy_processor, toy_views, write_toy_checkpoint, write_toy_repo
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration
-from modeling_vggt_qwen3.geometry_vggt_qwen3 import prediction_to_geometry_inputs
+from modeling_vggt_qwen3.geometry_vggt_qwen3 import Cameras, prediction_to_geometry_inputs
 from recipes.common.loading import load_model
 from recipes.runs.arguments import ModelArguments, parse_arguments
 from recipes.training.collator import PackCollator, chat_prompt
@@ -112,6 +112,23 @@ def test_lengths_are_in_units_of_the_mean_depth():
     intrinsics[0, 0, 1, 1] = -1.0
     nothing = prediction_to_geometry_inputs(extrinsics, intrinsics, depth, None, 16)
     assert not any(tensor.any() for tensor in nothing)
+
+
+def test_packed_cameras_come_back(model):
+    """Catches cameras that a feature store holds in another layout than the model reads, or a view that loses its mask."""
+    view_mask = torch.tensor([[True, True, False]])
+    with torch.no_grad():
+        features, cameras = model.model.encode_scenes(torch.rand(1, 3, 3, 28, 28), "predicted", view_mask=view_mask)
+        packed = cameras.pack()
+        stored = features.unflatten(2, (2, 2))
+        again, back = model.model.encode_scenes(
+            None, "predicted", vision_features=stored, camera_encodings=packed, view_mask=view_mask
+        )
+    assert packed.shape == (1, 3, Cameras.packed_size(model.config.geometry_num_depth_bins))
+    assert torch.equal(again, features) and back.mask.tolist() == cameras.mask.tolist() == view_mask.tolist()
+    assert back.image_size == cameras.image_size == (28, 28)
+    for name in ("extrinsics", "intrinsics", "depth_histogram"):
+        assert torch.equal(getattr(back, name), getattr(cameras, name))
 
 
 def test_generation_uses_predicted_cameras(model):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model as a whole: every view counts, packing is exact, checkpoints come back bit for bit."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from toys import toy_config, toy_geometry, toy_model, toy_processor, toy_views, write_toy_checkpoint
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, LlamaConfig
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, LlamaConfig, Trainer, TrainingArguments
+from transformers.utils.generic import TransformersKwargs
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ForConditionalGeneration, VggtQwen3Model
+from modeling_vggt_qwen3.modeling_vggt_qwen3_inputs import VggtQwen3Inputs, VggtQwen3SceneInputs
 from modeling_vggt_qwen3.packing_vggt_qwen3 import create_packed_mask
 from recipes.common.loading import load_model
 from recipes.training.collator import PackCollator, chat_prompt
@@ -241,6 +244,34 @@ def test_placeholder_mismatch_names_both_numbers():
     del inputs["extrinsics"], inputs["intrinsics"], inputs["depth_histogram"], inputs["geometry_mask"]
     with pytest.raises(ValueError, match="3 image placeholders.*2 image features"):
         model(**inputs)
+
+
+def test_mistyped_inputs_are_refused_by_name():
+    """Catches an input that is swallowed by `**`: the model would answer without it, and nobody would know."""
+    model = toy_model()
+    inputs = make_inputs(model)
+    for call in (model, model.model):
+        with pytest.raises(TypeError, match="no input 'view_masks'.*view_mask"):
+            call(**inputs, view_masks=None)
+    with pytest.raises(TypeError, match="no input 'intrinsic'"):
+        model.get_image_features(inputs["pixel_values"], intrinsic=inputs["intrinsics"])
+    with pytest.raises(ValueError, match="not used by the model: .'view_masks'"):
+        model.generate(**inputs, view_masks=torch.ones(1, 3), max_new_tokens=1)
+
+
+def test_signatures_have_all_inputs():
+    """Catches inputs that Trainer drops as unused columns, and `generate` as typos, since `**` alone does not name them."""
+    scenes = set(VggtQwen3SceneInputs.__annotations__) - set(TransformersKwargs.__annotations__)
+    others = set(VggtQwen3Inputs.__annotations__) - set(TransformersKwargs.__annotations__)
+    model = toy_model()
+    assert scenes <= set(inspect.signature(model.model.get_image_features).parameters)
+    for forward in (model.forward, model.model.forward):
+        parameters = inspect.signature(forward).parameters
+        assert scenes | others <= set(parameters)
+        assert any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())  # num_items_in_batch
+    trainer = Trainer(model, TrainingArguments(report_to="none", use_cpu=True))
+    trainer._set_signature_columns_if_needed()
+    assert set(make_inputs(model)) | {"labels", "segment_ids", "label_indices"} <= set(trainer._signature_columns)
 
 
 def test_another_language_model():

@@ -27,9 +27,9 @@ from data_scripts.readers.frames import (
     is_rigid,
 )
 from modeling_vggt_qwen3 import processing_vggt_qwen3
+from modeling_vggt_qwen3.camera_checks_vggt_qwen3 import FARTHEST, camera_problem
 from modeling_vggt_qwen3.geometry_vggt_qwen3 import Cameras
 from modeling_vggt_qwen3.modeling_vggt_qwen3_anchor import anchor_losses
-from modeling_vggt_qwen3.processing_vggt_qwen3 import FARTHEST, camera_problem
 from recipes.common.scenes import SceneDataset
 from recipes.monitoring.history import read_history
 from recipes.runs.arguments import CONFIGS, parse_arguments

@@ -162,7 +162,8 @@ trainer.train()
 batch = next(iter(trainer.get_train_dataloader()))
 if data_arguments.geometry_source == "predicted":
     model = load_model(model_arguments.model_name_or_path, "sdpa").model.eval()
-    expected = model.encode_views_and_geometry(batch["pixel_values"])[1][:3]
+    cameras = model.encode_views_and_geometry(batch["pixel_values"])[1]
+    expected = [cameras.extrinsics, cameras.intrinsics, cameras.depth_histogram]
 else:
     expected = [batch[name] for name in ("extrinsics", "intrinsics", "depth_histogram")]
 print("RESULT", json.dumps({

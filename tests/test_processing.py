@@ -99,6 +99,20 @@ def test_placeholders_of_a_batch(processor):
     assert inputs["view_mask"].tolist() == [[True, True, True], [True, False, False]]
 
 
+def test_placeholders_are_counted_as_they_are_written(processor):
+    """Catches a count, for tools that plan with it, of which the processor writes more or fewer."""
+    scenes = [toy_views(3), toy_views(1)]
+    inputs = processor(images=scenes, text=["How many?", "Where?"], padding=True, return_tensors="pt")
+    sizes = [[(view.height, view.width) for view in views] for views in scenes]
+    counted = processor._get_num_multimodal_tokens([sizes[0], sizes[1][0]])
+    for counts, token_id in (
+        (counted.num_image_tokens, processor.image_token_id),
+        (counted.num_image_patches, processor.geometry_token_id),
+    ):
+        assert counts == (inputs["input_ids"] == token_id).sum(1).tolist()
+    assert processor._get_num_multimodal_tokens().num_image_tokens is None
+
+
 def test_odd_grids_round_up():
     """518 pixels are 37 patches: the merged grid has 19 columns, the last of them half."""
     processor = toy_processor(toy_config("mlp"))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from toys import toy_config, toy_model, toy_processor, toy_views, write_toy_checkpoint
 from transformers import AddedToken
 
-from modeling_vggt_qwen3.processing_vggt_qwen3 import CHAT_TEMPLATE_NO_THINKING
+from modeling_vggt_qwen3.chat_template_vggt_qwen3 import CHAT_TEMPLATE_NO_THINKING
 from modeling_vggt_qwen3.user_text_vggt_qwen3 import ChatPrompt
 from recipes import ask
 from recipes.training.collator import PackCollator

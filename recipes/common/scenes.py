@@ -15,7 +15,7 @@ from data_scripts.files import UnreadableFileError
 from data_scripts.pictures import open_picture, picture_size, to_rgb, upright_size
 from data_scripts.schema import missing_columns
 from modeling_vggt_qwen3 import VggtQwen3ImageProcessorPil
-from modeling_vggt_qwen3.processing_vggt_qwen3 import (
+from modeling_vggt_qwen3.camera_checks_vggt_qwen3 import (
     FARTHEST,
     GEOMETRY_SHAPES,
     LARGEST,

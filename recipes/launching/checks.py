@@ -16,7 +16,7 @@ from packaging.version import Version
 
 from data_scripts.schema import missing_columns
 from modeling_vggt_qwen3 import VggtQwen3Config
-from modeling_vggt_qwen3.convert_inputs import WeightFiles
+from modeling_vggt_qwen3.conversion.sources import WeightFiles
 from recipes import top_file
 from recipes.runs.arguments import check_checkpoint_for, no_eval_split, no_exact_match
 from recipes.runs.inputs import CONVERT, missing_checkpoint, missing_dataset

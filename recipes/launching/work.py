@@ -10,6 +10,8 @@ from peft import PeftModel
 from torch import nn
 
 from modeling_vggt_qwen3 import VggtQwen3Config, VggtQwen3ImageProcessorPil, modeling_vggt_depth_head
+from modeling_vggt_qwen3.geometry_vggt_qwen3 import Cameras
+from modeling_vggt_qwen3.processing_vggt_qwen3 import count_image_tokens
 
 from .data_size import DataSize
 from .meta_ops import Kernel, Recorder, as_on_a_gpu
@@ -88,10 +90,7 @@ def plan_row(
     options = {"image_size": settings.image_size or config.vision_config.image_size}
     height, width = processor.get_resize(height, width, **options, mode=settings.image_mode or "crop")[-2:]
     rows, columns = height // config.vision_config.patch_size, width // config.vision_config.patch_size
-    if config.projector_type == "perceiver":
-        image_tokens = config.projector_num_latents if views else 0
-    else:
-        image_tokens = views * -(-rows // 2) * -(-columns // 2)
+    image_tokens = count_image_tokens(config, views, height, width, config.vision_config.patch_size)
     text = PREFIX_TEXT_TOKENS + round(tokens)
     anchors = round(questions) if config.anchor_hidden_size else 0
     labels = max(1, round(labels))
@@ -184,7 +183,7 @@ def image_inputs(
         return cameras | {"pixel_values": torch.empty(rows, views, 3, row.height, row.width)}
     width = 2 * config.vision_config.hidden_size * len(config.vision_feature_layers)
     grid = (row.height // patch_size, row.width // patch_size)
-    encodings = torch.empty(rows, views, 12 + 9 + config.geometry_num_depth_bins)
+    encodings = torch.empty(rows, views, Cameras.packed_size(config.geometry_num_depth_bins))
     stored = {"vision_features": torch.empty(rows, views, *grid, width, dtype=dtype)}
     return cameras | stored | {"camera_encodings": encodings}
 

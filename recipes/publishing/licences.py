@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 
 from data_scripts.licences import NAMED_TERMS, UNKNOWN, is_non_commercial, read_licences
-from modeling_vggt_qwen3.convert_card import Licence, whole_licence
+from modeling_vggt_qwen3.conversion.card import Licence, whole_licence
 
 
 PERMISSIVE = re.compile(r"apache-2\.0|mit|isc|cc0-1\.0|cc-by-\d\.\d|bsd(-.*)?|unlicense|odc-by")

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from modeling_vggt_qwen3 import VggtConfig, VggtQwen3ForConditionalGeneration, convert_vggt_state_dict
-from modeling_vggt_qwen3.convert_inputs import WeightFiles
+from modeling_vggt_qwen3.conversion.sources import WeightFiles
 
 
 VGGT_PARTS = ("aggregator.", "camera_head.", "depth_head.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from modeling_vggt_qwen3.convert_inputs import Source, describe_file, find_weight_files
+from modeling_vggt_qwen3.conversion.sources import Source, describe_file, find_weight_files
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from modeling_vggt_qwen3.processing_vggt_qwen3 import CHAT_TEMPLATE, CHAT_TEMPLATE_NO_THINKING
+from modeling_vggt_qwen3.chat_template_vggt_qwen3 import CHAT_TEMPLATE, CHAT_TEMPLATE_NO_THINKING
 
 
 # Line breaks and spaces at the ends tell a template that strips them.
