@@ -173,7 +173,8 @@ class Benchmark:
         """Operations of the forward and backward pass of a packed step."""
         trainer = self.trainer(rows, questions, VIEWS, False, 1)
         trainer.model.base_model.model.set_attn_implementation("eager")  # its products are counted on every device
-        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        batches, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, trainer.args.device)
+        batch = trainer._prepare_inputs(batches[0])
         trainer.model.train()
         return count_flops(lambda: trainer.model(**batch).loss.backward())
 

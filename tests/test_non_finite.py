@@ -194,13 +194,14 @@ def blindfold(monkeypatch):
 
 BLINDFOLDED = """
 from modeling_vggt_qwen3 import processing_vggt_qwen3
+from recipes.common.scenes import SceneDataset
+from recipes.publishing.upload import publish_run
 from recipes.runs.arguments import CONFIGS
-from recipes.training.packing import SceneDataset
 from recipes.training.sft import main
 
 processing_vggt_qwen3.camera_problem = lambda geometry: None
 SceneDataset._check_cameras = lambda self, scenes: None
-main(CONFIGS / "stage2_3d.yaml")
+main(CONFIGS / "stage2_3d.yaml", publish_run)
 """
 
 
