@@ -61,9 +61,14 @@ def describe_os_error(error: OSError, folder: Path) -> str:
     text = " ".join(str(error).split())
     if not is_disk_full(error):
         return text
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    return f"{text}: the disk of {existing} has {free / 2**20:.1f} MiB free, or your quota is used up; make room"
+    existing, free = free_space(folder)
+    return f"{text}: the disk of {existing} has {free:.1f} MiB free, or your quota is used up; make room"
+
+
+def free_space(path: Path) -> tuple[Path, float]:
+    """The nearest folder of `path` that is there, and how many MiB its disk has free."""
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return existing, shutil.disk_usage(existing).free / 2**20
 
 
 class UnreadableFileError(ValueError):
@@ -121,6 +126,7 @@ __all__ = [
     "describe_os_error",
     "flush",
     "flush_all",
+    "free_space",
     "hash_file",
     "is_disk_full",
     "read_bytes",

@@ -74,7 +74,23 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-class FileServer(ThreadingHTTPServer):
+class Served:
+    """A socket server that serves on a thread of its own while it is entered."""
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self.shutdown()
+        self.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class FileServer(Served, ThreadingHTTPServer):
     """
     Attributes:
         files, headers: path to content, and to the headers it is sent with.
@@ -95,18 +111,6 @@ class FileServer(ThreadingHTTPServer):
             "/raw/Training/41/lowres_wide.zip": zipped({"lowres_wide/41_1.000.png": NOISE}),
             "/raw/Training/41/lowres_wide.traj": b"1.0 0 0 0 0 0 0\n",
         }
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *error):
-        self.shutdown()
-        self.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
 
 def run(server, output, *arguments):

@@ -65,11 +65,11 @@ def first_scene_raises(monkeypatch, error: BaseException):
         (KeyError("a\n\ud800"), "unexpected KeyError: 'a\\n\\ud800' (test_left_out.py, line"),
         (OverflowError("int too large"), "please report this mistake"),
         (
-            OSError(errno.ENAMETOOLONG, "File name too long", "/home/me/" + "a" * 300),
+            OSError(errno.ENAMETOOLONG, "File name too long", "/disk/scans/" + "a" * 300),
             "cannot be read (File name too long)",
         ),
         (
-            PermissionError(errno.EACCES, "Permission denied", "/home/me/b.png"),
+            PermissionError(errno.EACCES, "Permission denied", "/disk/scans/b.png"),
             "b.png: cannot be read (Permission denied)",
         ),
         (SchemaError("'t' of view 0 holds a number that is not finite"), "'t' of view 0"),

@@ -23,12 +23,12 @@ from recipes.publishing.evaluations import find_evaluations
 
 # What each spelling of a path is cut down to.
 SPELLINGS = {
-    "/home/someone/runs/x.py": "x.py",
-    "--output_dir=/home/someone/x": "--output_dir=x",
-    "--output_dir=/home/some one/run 1": "--output_dir=run 1",
-    r"\/home\/someone\/x": "x",
-    "file:///home/someone/x": "x",
-    "file://machine/home/someone/x": "x",
+    "/disk/someone/runs/x.py": "x.py",
+    "--output_dir=/disk/someone/x": "--output_dir=x",
+    "--output_dir=/disk/some one/run 1": "--output_dir=run 1",
+    r"\/disk\/someone\/x": "x",
+    "file:///disk/someone/x": "x",
+    "file://machine/disk/someone/x": "x",
     "~/runs/x": "x",
     "~someone/x": "x",
     "$HOME/runs/x": "x",
@@ -39,10 +39,10 @@ SPELLINGS = {
     "C:/Users/someone/x": "x",
     r"\\server\someone\x": "x",
     "//server/someone/x": "x",
-    "%2Fhome%2Fsomeone%2Fx": "x",
-    "file%3A%2F%2F%2Fhome%2Fsomeone%2Fx": "x",
-    "cannot read (/home/someone/x): /tmp/someone/y, /tmp/someone/z": "cannot read (x): y, z",
-    "error:/home/someone/x": "error:x",
+    "%2Fdisk%2Fsomeone%2Fx": "x",
+    "file%3A%2F%2F%2Fdisk%2Fsomeone%2Fx": "x",
+    "cannot read (/disk/someone/x): /disk/someone/y, /disk/someone/z": "cannot read (x): y, z",
+    "error:/disk/someone/x": "error:x",
 }
 NO_PATHS = [
     "https://host/a/b", "https://huggingface.co/org%2Fname", "hf://datasets/a/b", "s3://bucket/a/b", "http://host:80/a/b",
@@ -119,10 +119,10 @@ def test_prepared_data_go_without_paths(hub, tmp_path):
     (tmp_path / "qa").mkdir()
     table = pyarrow.table({"question": ["What is it?"]})
     pyarrow.parquet.write_table(table, tmp_path / "qa" / "train-00000-of-00001.parquet")
-    left_out = [{"scene_id": "a", "file": "/home/someone/scans/a.sens", "reason": "file:///home/someone/b is cut"}]
+    left_out = [{"scene_id": "a", "file": "/disk/someone/scans/a.sens", "reason": "file:///disk/someone/b is cut"}]
     manifest = {"files": {"qa/train-00000-of-00001.parquet": 1}, "left_out": left_out, "notes": []}
     (tmp_path / "preparation.json").write_text(json.dumps(manifest))
-    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nSee `/home/someone/notes.txt`.\n")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nSee `/disk/someone/notes.txt`.\n")
     _push(HfApi(endpoint=hub.url, token=TOKEN), "org/data", tmp_path, True, "v1")
     files = hub.repos["dataset", "org/data"].head.files
     assert b"someone" not in b"".join(file.content for file in files.values())

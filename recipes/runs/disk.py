@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from data_scripts.files import flush, flush_all
+from data_scripts.files import flush, flush_all, free_space
 
 from .trained import CheckpointError
 
@@ -33,14 +33,9 @@ def is_write_error(error: BaseException) -> bool:
     return isinstance(error, (OSError, SafetensorError)) or is_full(error)
 
 
-def free_space(path: Path) -> str:
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    return f"{shutil.disk_usage(there).free / 2**20:.1f} MiB were free"
-
-
 def failed_line(target: Path, error: BaseException, then: str = "") -> str:
     """The line that says that `target` could not be written, and what to do `then`."""
-    return f"Saving {target} failed ({free_space(target)}): {' '.join(str(error).split())}. {then}".rstrip()
+    return f"Saving {target} failed ({free_space(target)[1]:.1f} MiB were free): {' '.join(str(error).split())}. {then}".rstrip()
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 
 import random
 import socketserver
-import threading
 from collections.abc import Iterator
+
+from file_server import Served
 
 
 GOOD = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "a"\r\nRepr-Digest: sha-256=:x:\r\n\r\nhello'
@@ -57,7 +58,7 @@ def answers(number: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
         yield f"damage {index}", bytes(answer)
 
 
-class AnswerServer(socketserver.ThreadingTCPServer):
+class AnswerServer(Served, socketserver.ThreadingTCPServer):
     """Sends `answer` to whoever connects."""
 
     daemon_threads = True
@@ -65,18 +66,6 @@ class AnswerServer(socketserver.ThreadingTCPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *error):
-        self.shutdown()
-        self.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class _Handler(socketserver.BaseRequestHandler):
